@@ -1,0 +1,34 @@
+"""What an algorithm is: two pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm as a record of two pure functions.
+
+    ``init(key) -> state`` makes the first state. ``step(state, cohort, key) -> (state,
+    metrics)`` is one communication round (or a few) with the clients in ``cohort``, an
+    ``AtClients`` value; it is a fad program, so whoever calls it may jit it and
+    differentiate it. ``state`` is a pytree of arrays with the global model as
+    ``state.params``; ``metrics`` is a flat dict of scalar arrays.
+
+    Example:
+        >>> import collections, jax.numpy as jnp, fad
+        >>> State = collections.namedtuple("State", "params")
+        >>> @fad.program
+        ... def step(state, cohort, key):
+        ...     average = fad.mean(cohort)
+        ...     return State(average), {"distance": abs(average - state.params)}
+        >>> consensus = fad.Algorithm(lambda key: State(jnp.zeros(())), step)
+        >>> state, _ = consensus.step(
+        ...     consensus.init(None), fad.AtClients(jnp.array([1.0, 3.0])), None
+        ... )
+        >>> state.params
+        Array(2., dtype=float32)
+    """
+
+    init: Callable[[jax.Array], Any]
+    step: Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
