@@ -1,0 +1,136 @@
+"""FedAvg and the FedOpt family.
+
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized
+Data", AISTATS 2017 (Algorithm 1); Reddi et al., "Adaptive Federated Optimization", ICLR
+2021 (Algorithm 2), of which FedAvgM, FedAdagrad, FedAdam and FedYogi are configured.
+
+Round t, from the global model x:
+
+    each client i:  x_i <- a few local steps from x on its own data
+    server:         D = sum_i w_i (x - x_i) / sum_i w_i
+                    x <- x - eta * direction(D)        direction: an optax optimizer
+
+FedSGD is one local step per round (``epochs = 1``, and a batch that holds every
+example), where ``D`` is the client step times the gradient of the mean loss.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+import fad
+from algorithms._optimizers import ServerOptimizer, server_optimizer
+
+Weighting = Literal["examples", "uniform"]
+
+
+class State(NamedTuple):
+    """The server's state: the global model and the server optimizer's."""
+
+    params: Any
+    server: Any
+
+
+def fedavg(
+    loss: Callable[..., jax.Array],
+    init_params: Callable[[jax.Array], Any],
+    *,
+    server: optax.GradientTransformation,
+    client: optax.GradientTransformation,
+    server_lr: float = 1.0,
+    weighting: Weighting = "examples",
+) -> fad.Algorithm:
+    """Build FedAvg with any server and client optimizer of optax.
+
+    Args:
+        loss: ``loss(params, examples) -> [batch]``, one loss per row.
+        init_params: ``init_params(key) -> params``.
+        server: Turns the mean update, as a gradient, into a direction.
+        client: The clients' optimizer; it starts afresh every round.
+        server_lr: The server step eta, times the direction.
+        weighting: Weigh clients by their examples, or all the same.
+
+    Returns:
+        The algorithm; its metrics are ``train_loss``, the loss before each local step,
+        and ``server_lr``.
+    """
+
+    def init(key):
+        params = init_params(key)
+        return State(params, server.init(params))
+
+    @fad.program
+    def step(state, cohort, key):
+        del key  # this loss is not random
+
+        def client_work(batches):
+            return fad.local.train(state.params, batches, loss=loss, optimizer=client)
+
+        local = fad.map(client_work, cohort)
+        delta, train_loss = average(
+            (local.delta, local.loss), local.num_examples, weighting
+        )
+        gradient = jax.tree.map(lambda d: -d, delta)
+        direction, memory = server.update(gradient, state.server, state.params)
+        params = jax.tree.map(lambda p, d: p + server_lr * d, state.params, direction)
+        return State(params, memory), {"train_loss": train_loss, "server_lr": server_lr}
+
+    return fad.Algorithm(init, step)
+
+
+def average(x: Any, num_examples: Any, weighting: Weighting) -> Any:
+    """Average over clients; an empty client never counts."""
+    if weighting == "uniform":
+        num_examples = fad.map(lambda n: (n > 0).astype(n.dtype), num_examples)
+    return fad.weighted_mean(x, num_examples)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of FedAvg and the FedOpt family."""
+
+    server: ServerOptimizer = "sgd"
+    server_lr: float = 1.0
+    server_b1: float = 0.9
+    server_b2: float = 0.99
+    server_eps: float = 1e-3
+    client_lr: float = 0.1
+    client_momentum: float = 0.0
+    weighting: Weighting = "examples"
+
+    def __post_init__(self):
+        """Check the ranges."""
+        for name in ("server_lr", "server_eps", "client_lr"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: expected > 0, got {getattr(self, name)!r}")
+        for name in ("server_b1", "server_b2", "client_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: expected in [0, 1), got {getattr(self, name)!r}"
+                )
+
+
+def optimizers(
+    config: Config,
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Return the server's and the clients' optimizer of a config."""
+    server = server_optimizer(
+        config.server, b1=config.server_b1, b2=config.server_b2, eps=config.server_eps
+    )
+    return server, optax.sgd(config.client_lr, momentum=config.client_momentum or None)
+
+
+def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
+    """Build the algorithm of a config for a task."""
+    server, client = optimizers(config)
+    return fedavg(
+        task.loss,
+        task.init,
+        server=server,
+        client=client,
+        server_lr=config.server_lr,
+        weighting=config.weighting,
+    )

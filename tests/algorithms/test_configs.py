@@ -1,0 +1,46 @@
+"""Every file in configs/ loads, and an experiment runs from its file alone."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from algorithms import ALGORITHMS
+from fad.experiment import dump, load, main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*.toml"))
+COMPARISONS = [f for f in FILES if "[[run]]" in f.read_text()]
+EXPERIMENTS = [f for f in FILES if f not in COMPARISONS]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_loads_and_is_named_like_its_file(path, tmp_path):
+    experiment = load(path, ALGORITHMS)
+    assert experiment.name == path.stem
+    again = tmp_path / "again.toml"
+    again.write_text(dump(experiment))
+    assert load(again, ALGORITHMS) == experiment
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda p: p.stem)
+def test_a_comparison_names_files_that_are_there(path):
+    for name in re.findall(r'config = "(.*?)"', path.read_text()):
+        assert CONFIGS / name in EXPERIMENTS
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
+    path = CONFIGS / f"digits_{name}.toml"
+    flags = ["--runs-dir", str(tmp_path), "--cohort", "5"]
+    main(ALGORITHMS, [str(path), *flags, "--rounds", "2"])
+    main(ALGORITHMS, [str(path), *flags, "--rounds", "3", "--resume"])
+    folder = tmp_path / path.stem
+    rows = [json.loads(r) for r in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["round"] for r in rows if "accuracy" in r] == [1, 2, 3]
+    model = 4 * (64 * 64 + 64 + 64 * 10 + 10)
+    assert rows[-1]["bytes_down"] >= 3 * model
+    assert rows[-1]["bytes_up"] >= 3 * model
+    assert (folder / "figure.png").exists()
+    assert "accuracy" in capsys.readouterr().out

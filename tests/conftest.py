@@ -1,0 +1,44 @@
+"""What holds in every test: strict JAX, eight virtual devices, seeded keys."""
+
+import os
+import zlib
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+class GetKey:
+    """Give a new random key at each call; the repr shows how to get the same ones."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.calls = 0
+
+    def __call__(self) -> jax.Array:
+        self.calls += 1
+        return jax.random.fold_in(jax.random.key(self.seed), self.calls)
+
+    def __repr__(self) -> str:
+        return f"GetKey(FAD_TEST_SEED={self.seed})"
+
+
+@pytest.fixture
+def getkey(request: pytest.FixtureRequest) -> GetKey:
+    """Random keys, other ones in each test and the same ones in each run.
+
+    Another seed: ``FAD_TEST_SEED=7 make test``.
+    """
+    default = zlib.crc32(request.node.name.encode())
+    return GetKey(int(os.environ.get("FAD_TEST_SEED", default)))
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision in this test alone."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,197 @@
+"""Every mode gives the numbers of plain JAX on the same program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fad
+from tests.modes.programs import CLIENTS, DIM, evaluate, server_step, training, weighted
+
+MODES = ("forward", "reverse", "mixed", "auto")
+
+
+def assert_close(got, want, tol=1e-12):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_gradient_of_training(x64, mode, rounds, jit):
+    program = training(rounds)
+    got = fad.value_and_grad(program.fn, (0, 1), mode=mode)
+    got = jax.jit(got) if jit else got
+    want = jax.value_and_grad(program.plain, (0, 1))(*program.args)
+    assert_close(got(*program.args), want)
+
+
+@pytest.mark.parametrize("remat", [None, False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_remat_changes_no_number(x64, mode, remat):
+    program = server_step(2)
+    got = fad.grad(program.fn, mode=mode, remat=remat)(*program.args)
+    assert_close(got, jax.grad(program.plain)(*program.args))
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse", "auto"])
+def test_gradient_by_a_client_value_comes_back_at_clients(x64, mode):
+    program = weighted(4)
+    got = fad.grad(program.fn, mode=mode)(*program.args)
+    assert isinstance(got, fad.AtClients)
+    want = jax.grad(program.plain)(*program.args)
+    assert_close(got.unsafe_gather(), want.unsafe_gather())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_argnums(x64, mode):
+    program = training(1)
+    single = fad.grad(program.fn, 1, mode=mode)(*program.args)
+    (only,) = fad.grad(program.fn, (1,), mode=mode)(*program.args)
+    swapped = fad.grad(program.fn, (1, 0), mode=mode)(*program.args)
+    negative = fad.grad(program.fn, -3, mode=mode)(*program.args)
+    want = jax.grad(program.plain, (0, 1))(*program.args)
+    for got in (single, only, swapped[0], negative):
+        assert_close(got, want[1])
+    assert_close(swapped[1], want[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_auxiliary_output(x64, mode):
+    program = training(1)
+
+    def with_aux(*args):
+        value = program.fn(*args)
+        return value, {"value": value, "count": jnp.arange(3)}
+
+    gradient, aux = fad.grad(with_aux, mode=mode, has_aux=True)(*program.args)
+    (value, same), again = fad.value_and_grad(with_aux, mode=mode, has_aux=True)(
+        *program.args
+    )
+    assert_close(gradient, jax.grad(program.plain)(*program.args))
+    assert_close(again, gradient)
+    assert_close(aux, same)
+    np.testing.assert_allclose(aux["value"], value)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_jacobian(x64, mode):
+    program = training(1)
+
+    def outputs(w, h, cohorts, test):
+        loss = program.fn(w, h, cohorts, test)
+        return {"loss": loss, "scaled": jnp.stack([loss, loss**2])}
+
+    def plain(w, h, cohorts, test):
+        loss = program.plain(w, h, cohorts, test)
+        return {"loss": loss, "scaled": jnp.stack([loss, loss**2])}
+
+    for argnums in (0, (0, 1)):
+        got = fad.jacobian(outputs, argnums, mode=mode)(*program.args)
+        want = jax.jacobian(plain, argnums)(*program.args)
+        assert_close(got, want)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_jvp(x64, mode):
+    program = training(2)
+    w, h, *rest = program.args
+    tangent = jnp.linspace(1.0, 2.0, DIM)
+    got = fad.jvp(lambda w: program.fn(w, h, *rest), (w,), (tangent,), mode=mode)
+    want = jax.jvp(lambda w: program.plain(w, h, *rest), (w,), (tangent,))
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("mode", ["forward", "reverse", "mixed"])
+def test_vjp(x64, mode):
+    program = training(2)
+    rest = program.args[2:]
+
+    def pair(fn):
+        return lambda w, h: (jnp.sin(fn(w, h, *rest)), fn(w, h, *rest) * jnp.ones(2))
+
+    cotangent = (jnp.asarray(0.3), jnp.array([1.0, -2.0]))
+    value, pull = fad.vjp(pair(program.fn), *program.args[:2], mode=mode)
+    want_value, want_pull = jax.vjp(pair(program.plain), *program.args[:2])
+    assert_close(value, want_value)
+    assert_close(tuple(pull(cotangent)), tuple(want_pull(cotangent)))
+
+
+@pytest.mark.parametrize("outer", MODES)
+@pytest.mark.parametrize("inner", MODES)
+def test_second_order_nests(x64, outer, inner):
+    program = server_step(1)
+
+    def slope(step, *rest):
+        return fad.grad(program.fn, mode=inner)(step, *rest)
+
+    second = fad.grad(slope, mode=outer)
+    if outer == "mixed" and inner in ("reverse", "auto"):  # auto goes reverse here
+        with pytest.raises(fad.PlanError, match="do not meet at the server"):
+            second(*program.args)
+        return
+    got = second(*program.args)
+    want = jax.grad(jax.grad(program.plain))(*program.args)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_composes_with_jax(x64, mode):
+    program = server_step(1)
+    steps = jnp.array([0.3, 0.9])
+    rest = program.args[1:]
+    axes = (0, *[None] * len(rest))
+    got = jax.vmap(fad.grad(program.fn, mode=mode), axes)(steps, *rest)
+    want = jax.vmap(jax.grad(program.plain), axes)(steps, *rest)
+    assert_close(got, want)
+    twice = jax.grad(fad.grad(program.fn, mode=mode))(*program.args)
+    assert_close(twice, jax.grad(jax.grad(program.plain))(*program.args))
+
+
+def test_static_arguments_stay_static(x64):
+    @fad.program
+    def powers(w, data, power, *, scale=1.0, name="loss"):
+        assert name == "loss"
+        total = 0.0
+        for _ in range(power):
+            total = total + fad.mean(fad.map(lambda x: w * x, data))
+        return scale * total
+
+    at = fad.AtClients(jnp.arange(1.0, CLIENTS + 1))
+    for mode in MODES:
+        got = fad.grad(powers, mode=mode)(2.0, at, 3, scale=0.5)
+        np.testing.assert_allclose(got, 3.0)
+
+
+def test_mixed_with_unrolled_rounds(x64):
+    program = training(2, scan=False)
+    got = fad.grad(program.fn, (0, 1), mode="mixed")(*program.args)
+    assert_close(got, jax.grad(program.plain, (0, 1))(*program.args))
+
+
+def test_mixed_with_an_input_that_only_the_last_round_reads(x64):
+    program = training(1)
+
+    def fn(w, h, scale, *rest):
+        return scale * program.fn(w, h, *rest)
+
+    def plain(w, h, scale, *rest):
+        return scale * program.plain(w, h, *rest)
+
+    args = (*program.args[:2], jnp.asarray(1.5), *program.args[2:])
+    got = fad.grad(fn, (0, 2), mode="mixed")(*args)
+    assert_close(got, jax.grad(plain, (0, 2))(*args))
+    alone = fad.grad(fn, 2, mode="mixed")(*args)
+    assert_close(alone, jax.grad(plain, 2)(*args))
+
+
+def test_mixed_without_a_round_before(x64):
+    """One round: every client returns its gradient, which is FedSGD."""
+    program = training(1)
+    w, test = program.args[0], program.args[3]
+    got = fad.grad(evaluate, mode="mixed")
+    assert_close(got(w, test), jax.grad(evaluate)(w, test))
+    assert fad.plan(got)(w, test).cost().rounds == 1
