@@ -18,6 +18,10 @@ from fad.modes import value_and_grad as value_and_grad
 from fad.modes import vjp as vjp
 from fad.placement import AtClients as AtClients
 from fad.placement import program as program
+from fad.plan import CheckReport as CheckReport
+from fad.plan import Cost as Cost
+from fad.plan import Plan as Plan
+from fad.plan import check as check
 from fad.plan import plan as plan
 from fad.primitives import broadcast as broadcast
 from fad.primitives import map as map

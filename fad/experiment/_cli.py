@@ -1,0 +1,200 @@
+"""The command line: run or plan an experiment, compare several, list them."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fad._errors import ConfigError, FadError
+from fad.experiment import _toml
+from fad.experiment._compare import compare
+from fad.experiment._config import Experiment, algorithm_name, load
+from fad.experiment._lazy import require
+from fad.experiment._plan import plan_step, run_text, save_figure
+from fad.experiment._report import print_report
+from fad.experiment._run import run
+from fad.experiment._task import make_task
+
+_PROGRAM = "python -m algorithms"
+_COMMANDS = {
+    "CONFIG.toml [flags]": "run an experiment; a flag replaces a value of the file",
+    "CONFIG.toml --help": "show its flags and the values of the file",
+    "plan CONFIG.toml [flags]": "show what it will communicate, without running it",
+    "compare COMPARISON.toml": "run several on one figure and in one table",
+    "list": "show this text",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to run, beside what to run.
+
+    Attributes:
+        runs_dir: Where the run folders lie.
+        resume: Continue a run that was stopped.
+        overwrite: Replace a run that exists.
+        progress: Show progress and the final table.
+    """
+
+    runs_dir: Path = Path("runs")
+    resume: bool = False
+    overwrite: bool = False
+    progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """What to make of a plan.
+
+    Attributes:
+        figure: The file to write the drawing of the plan to, a .png, .pdf or .svg.
+    """
+
+    figure: Path | None = None
+
+
+def main(algorithms: Mapping[str, Any], argv: Sequence[str] | None = None) -> None:
+    """Run the command line of a collection of algorithms.
+
+    Args:
+        algorithms: By name, modules with ``Config`` and ``build(config, task)``.
+        argv: The arguments; those of the process without it.
+
+    Raises:
+        SystemExit: With 2 after an error message, with 130 after Ctrl-C or SIGTERM.
+
+    Example:
+        >>> main({}, ["list"])  # doctest: +ELLIPSIS
+        usage:
+          python -m algorithms CONFIG.toml [flags] ...
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(algorithms, arguments)
+    except FadError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"{str(stop) or 'interrupted'}\n")
+        raise SystemExit(130) from None
+
+
+def _dispatch(algorithms: Mapping[str, Any], arguments: list[str]) -> None:
+    match arguments:
+        case [] | ["list"] | ["-h" | "--help", *_]:
+            print(_overview(algorithms))
+        case ["compare", path, *flags] if not path.startswith("-"):
+            _compare(algorithms, path, flags)
+        case ["compare", "-h" | "--help", *_]:
+            _parse(Options, Options(), ["--help"], f"{_PROGRAM} compare FILE.toml")
+        case ["compare", *_]:
+            raise ConfigError("compare: give the comparison's .toml file first")
+        case ["plan", path, *flags] if not path.startswith("-"):
+            _plan(algorithms, path, flags)
+        case ["plan", "-h" | "--help", *_]:
+            program = f"{_PROGRAM} plan FILE.toml"
+            _parse(PlanOptions, PlanOptions(), ["--help"], program)
+        case ["plan", *_]:
+            raise ConfigError("plan: give the experiment's .toml file first")
+        case [flag, *_] if flag.startswith("-"):
+            raise ConfigError(
+                f"give the experiment's .toml file before the flags, got {flag} first"
+            )
+        case [path, *flags]:
+            _experiment(algorithms, path, flags)
+
+
+def _experiment(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
+    """Run one experiment: the file's values, then the flags'."""
+    if not Path(path).suffix and not Path(path).exists():
+        hint = _toml.nearest(path, ["compare", "list", "plan"], "commands")
+        raise ConfigError(f"unknown command {path!r}. {hint} Or give a .toml file.")
+    loaded = load(path, algorithms)
+    experiment, options = _with_flags(loaded, Options(), flags, path)
+    algorithm, task = _build(algorithms, experiment)
+    result = run(
+        experiment,
+        algorithm,
+        task,
+        options.runs_dir / experiment.name,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=options.progress,
+    )
+    if options.progress:
+        print_report(experiment.name, result.rows)
+    print(f"wrote {result.folder}")
+
+
+def _plan(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
+    """Print what one step and the whole run will cost."""
+    loaded = load(path, algorithms)
+    experiment, options = _with_flags(loaded, PlanOptions(), flags, f"plan {path}")
+    step = plan_step(experiment, *_build(algorithms, experiment))
+    print(f"{experiment.name}, one step of {_name(experiment)}\n\n{step}\n")
+    print(run_text(experiment, step))
+    if options.figure:
+        save_figure(step, options.figure)
+        print(f"wrote {options.figure}")
+
+
+def _build(algorithms: Mapping[str, Any], experiment: Experiment) -> tuple[Any, Any]:
+    """Return the algorithm and the task of an experiment."""
+    task = make_task(experiment.data, experiment.model)
+    return algorithms[_name(experiment)].build(experiment.algorithm, task), task
+
+
+def _name(experiment: Experiment) -> str:
+    return algorithm_name(type(experiment.algorithm))
+
+
+def _compare(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
+    options = _parse(Options, Options(), flags, f"{_PROGRAM} compare {path}")
+    folder = compare(
+        path,
+        algorithms,
+        runs_dir=options.runs_dir,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=options.progress,
+    )
+    print(f"wrote {folder}")
+
+
+def _with_flags(
+    loaded: Experiment, options: Any, flags: list[str], command: str
+) -> tuple[Experiment, Any]:
+    """Return the experiment with the flags' values, and the other options."""
+    conf = require("tyro").conf
+    schema = Experiment[type(loaded.algorithm)]
+    fields = [
+        ("experiment", Annotated[schema, conf.arg(name="")]),
+        ("options", Annotated[type(options), conf.arg(name="")]),
+    ]
+    both = dataclasses.make_dataclass("Experiment", fields)
+    parsed = _parse(both, both(loaded, options), flags, f"{_PROGRAM} {command}")
+    return parsed.experiment, parsed.options
+
+
+def _parse(schema: Any, default: Any, flags: list[str], program: str) -> Any:
+    """Read the flags; a value that the schema refuses is an error as in a file."""
+    tyro = require("tyro")
+    try:
+        return tyro.cli(schema, default=default, args=flags, prog=program)
+    except ValueError as error:
+        raise ConfigError(f"flags {' '.join(flags)}: {error}") from None
+
+
+def _overview(algorithms: Mapping[str, Any]) -> str:
+    """Return what can be run."""
+    width = max(map(len, [*_COMMANDS, *algorithms])) + 2
+    lines = ["usage:"]
+    lines += [f"  {_PROGRAM} {c:<{width}}{text}" for c, text in _COMMANDS.items()]
+    lines += ["", "algorithms:"]
+    for name, module in sorted(algorithms.items()):
+        about = (module.__doc__ or "").strip().partition("\n")[0]
+        lines.append(f"  {name:<{width}}{about}".rstrip())
+    if configs := sorted(Path("configs").glob("**/*.toml")):
+        lines += ["", "configs:", *(f"  {path}" for path in configs)]
+    return "\n".join(lines)

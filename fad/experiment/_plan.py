@@ -1,0 +1,71 @@
+"""What an experiment will communicate, before it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fad._errors import ConfigError
+from fad.experiment._config import Experiment
+from fad.experiment._step import strong
+from fad.plan import Plan, plan
+from fad.plan._text import bytes_text, flops_text
+
+
+def plan_step(experiment: Experiment, algorithm: Any, task: Any) -> Plan:
+    """Plan one step of an experiment from shapes: nothing is compiled or trained.
+
+    Args:
+        experiment: The size of the cohort and its batches.
+        algorithm: The ``fad.Algorithm``.
+        task: The ``fad.data.Task``.
+
+    Returns:
+        The plan of ``algorithm.step``.
+
+    Raises:
+        PlanError: The step communicates nothing, or without a bound.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(experiment.seed))
+    state = jax.eval_shape(lambda k: jax.tree.map(strong, algorithm.init(k)), key)
+    cohort = task.train.cohort(
+        np.zeros(2, np.uint32),  # any key gives these shapes
+        experiment.cohort,
+        batch_size=experiment.batch_size,
+        epochs=experiment.epochs,
+    )
+    return plan(algorithm.step)(state, jax.eval_shape(lambda c: c, cohort), key)
+
+
+def run_text(experiment: Experiment, step: Plan) -> str:
+    """Return what the whole run costs, as text for a person."""
+    cost, steps = step.cost(), experiment.rounds
+
+    def traffic(times: int) -> str:
+        down, up = (
+            bytes_text(times * cost.bytes_down),
+            bytes_text(times * cost.bytes_up),
+        )
+        return f"{down} down, {up} up, {flops_text(times * cost.client_flops)}"
+
+    return "\n".join(
+        [
+            f"whole run: {steps} steps, {steps * cost.rounds} rounds, "
+            f"{experiment.cohort} of {experiment.data.clients} clients in each step",
+            f"  a client in every step  {traffic(steps)}",
+            f"  all clients together    {traffic(steps * step.clients)}",
+        ]
+    )
+
+
+def save_figure(step: Plan, path: Path) -> None:
+    """Write the drawing of a plan.
+
+    Raises:
+        ConfigError: The file cannot be written, or its ending is no known format.
+    """
+    try:
+        step.figure().savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--figure {path}: {error}") from None

@@ -1,0 +1,70 @@
+"""The compiled pieces of a run: the step, the evaluation, the cost of a round."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+# Test examples evaluated at once, so that memory does not grow with the test set.
+_EVAL_BATCH = 4096
+
+
+def strong(x: Any) -> jax.Array:
+    """Return an array without JAX's weak type, which would compile anew at round 2."""
+    dtype = jnp.result_type(x)
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return x
+    return jnp.asarray(x, dtype)
+
+
+def compile_step(algorithm: Any) -> Callable[..., tuple[Any, dict[str, Any], Any]]:
+    """Return the jitted step: ``(state, cohort, key) -> (state, metrics, finite)``.
+
+    ``finite`` says whether all of ``state.params`` is.
+    """
+
+    def step(state: Any, cohort: Any, key: Any) -> tuple[Any, dict[str, Any], Any]:
+        state, metrics = algorithm.step(state, cohort, key)
+        leaves = jax.tree.leaves(state.params)
+        finite = [jnp.isfinite(x).all() for x in leaves]
+        return jax.tree.map(strong, state), metrics, jnp.stack(finite).all()
+
+    return jax.jit(step)
+
+
+def evaluate(metrics: Callable, params: Any, examples: Any) -> dict[str, float]:
+    """Average the per-example metrics over the examples.
+
+    Compiled once per ``metrics`` function, so once per task.
+
+    Args:
+        metrics: ``metrics(params, examples) -> {name: [batch]}``.
+        params: The model.
+        examples: Arrays ``[N, *]``.
+
+    Returns:
+        The averages by name.
+    """
+    count = len(jax.tree.leaves(examples)[0])
+    sums: dict[str, float] = {}
+    for start in range(0, count, _EVAL_BATCH):
+        rows = slice(start, start + _EVAL_BATCH)
+        batch = jax.tree.map(lambda x, rows=rows: x[rows], examples)
+        for name, x in jax.device_get(_sums(metrics, params, batch)).items():
+            sums[name] = sums.get(name, 0.0) + float(x)
+    return {name: x / count for name, x in sums.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(metrics: Callable, params: Any, examples: Any) -> dict[str, jax.Array]:
+    return {k: x.sum() for k, x in metrics(params, examples).items()}
+
+
+def round_cost(step: Callable, *args: Any) -> tuple[int, int]:
+    """Return the bytes that one client of the cohort receives and sends in a step."""
+    import fad  # Here, for the package imports this module while it is being built.
+
+    cost = fad.plan(step)(*args).cost()
+    return cost.bytes_down, cost.bytes_up

@@ -1,0 +1,257 @@
+"""``fad.check``: does a client value reach the server otherwise than through a sum?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from fad._compat import ClosedJaxpr, JaxprEqn, Literal, dce, user_line
+from fad._errors import FadError, PlacementError, PlanError, describe
+from fad.plan._check_axes import FindAxes, Leaf, leaves_of, named_arguments
+from fad.plan._check_values import Placed
+from fad.plan._check_walk import Walk
+from fad.plan._graph import aval_of, type_text
+from fad.plan._report import Aggregate, Allowed, CheckReport, Output, Received
+
+_ALLOW = ("callback", "unsafe_gather")
+_AGGREGATE = (
+    "Compute at the clients with fad.map and aggregate with fad.sum, fad.mean or "
+    "fad.weighted_mean"
+)
+# What an equation does with a client value, and the fix.
+_WHY = {
+    "axis": ("it does not keep clients apart", _AGGREGATE),
+    "unknown": ("fad has no rule that says it keeps clients apart", _AGGREGATE),
+    "mixed": ("it joins values whose client axes differ", _AGGREGATE),
+    "scanned": ("it goes through the clients one by one", _AGGREGATE),
+    "misplaced": (
+        "the client axis is not in front, so that one client gets other clients' "
+        "values",
+        "Leave the client axis of AtClients leaves in front, [n, *s]",
+    ),
+    "broadcast": (
+        "it sends all clients' values to every client",
+        "Pass the value to fad.map as an argument, so that each client gets its own, "
+        "or aggregate it first with fad.sum or fad.mean",
+    ),
+}
+
+
+def check(
+    fn: Callable, *, allow: str | Sequence[str] = ()
+) -> Callable[..., CheckReport]:
+    """Prove that what clients hold reaches the server through ``fad.sum`` alone.
+
+    The traced program is followed equation by equation. A client value may be changed
+    in place by each client (elementwise arithmetic, transposes that keep the client
+    axis); whatever else takes the client axis away is refused, at the first equation:
+    indexing it, reducing over it, ``unsafe_gather`` and arithmetic on what it gives,
+    callbacks, closing a map over client values, returning them unmarked. Equations that
+    fad does not know are refused on client values. Nothing is compiled or run, and what
+    no output needs is not looked at.
+
+    It is about who computes with what, not about how much a sum tells: a sum with a
+    weight for one client alone passes.
+
+    A program that passes, passes for its derivatives in every mode: they hold the same
+    equations (FAD's closure).
+
+    Args:
+        fn: A fad program, or a function of JAX made of programs.
+        allow: What is reported instead of refused: ``"callback"`` (clients' values go
+            to Python or to another device), ``"unsafe_gather"`` (any other use of
+            client values at the server).
+
+    Returns:
+        A function of ``fn``'s arguments, arrays or ``jax.ShapeDtypeStruct``, that gives
+        the ``CheckReport``.
+
+    Raises:
+        FadError: If ``allow`` names something else.
+        PlacementError: When called, naming the equation, the source line and the value.
+        PlanError: When called, if the function has neither a client value nor a
+            federated primitive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fad
+        >>> @fad.program
+        ... def loss(w, data):
+        ...     return fad.mean(fad.map(lambda x: (w * x) ** 2, data))
+        >>> data = fad.AtClients(jnp.ones(8))
+        >>> report = fad.check(jax.grad(loss))(1.0, data)
+        >>> [(o.path, o.where, len(o.depends)) for o in report.outputs]
+        [('output', 'server', 1)]
+
+    References:
+        Rush et al., Federated Automatic Differentiation, JMLR 25, 2024 (closure).
+    """
+    name = getattr(fn, "__name__", type(fn).__name__)
+    allowed = {allow} if isinstance(allow, str) else set(allow)
+    if unknown := sorted(map(str, allowed.difference(_ALLOW))):
+        raise FadError(
+            f"fad.check({name}, allow=...): unknown {', '.join(map(repr, unknown))}; "
+            f"expected some of {', '.join(map(repr, _ALLOW))}."
+        )
+
+    def checked(*args: Any, **kwargs: Any) -> CheckReport:
+        closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*args, **kwargs)
+        closed, _ = dce(closed, [True] * len(closed.out_avals), keep_inputs=True)
+        leaves = [
+            leaf
+            for root, arg in named_arguments(fn, args, kwargs)
+            for leaf in leaves_of(root, arg)
+        ]
+        find = FindAxes(leaves)
+        find.run(closed, find.values)
+        checker = _Checker(name, allowed, find)
+        return checker.report(closed, leaves, leaves_of("output", shapes))
+
+    return checked
+
+
+class _Checker(Walk):
+    """Raise at the first leak; note what goes down and what comes up."""
+
+    def __init__(self, name: str, allow: set[str], find: FindAxes):
+        super().__init__()
+        self._call, self._name = f"fad.check({name})", name
+        self._allow, self._find = allow, find
+        self._learns: dict[Received, None] = {}
+        self._reveals: dict[int, Aggregate] = {}
+        self._allowed: dict[Allowed, None] = {}
+
+    def report(
+        self, closed: ClosedJaxpr, inputs: list[Leaf], outputs: list[Leaf]
+    ) -> CheckReport:
+        """Check a program and say what there is to say."""
+        consts = {i: self._find.axes(f"const {i}") for i in self._find.consts}
+        named = any(leaf.levels for leaf in [*inputs, *outputs]) or any(consts.values())
+        if not (self._find.federated or named):
+            raise PlanError(
+                f"{self._call}: no argument is AtClients and the function holds no "
+                "federated primitive (fad.broadcast, fad.map, fad.sum), so there is "
+                "nothing to check. Pass client data as an argument, fad.AtClients(...)."
+            )
+        values = [
+            Placed(self._find.axes(i), maker=leaf.path) for i, leaf in enumerate(inputs)
+        ]
+        found = zip(
+            outputs, self.run(closed, values), closed.jaxpr.outvars, strict=True
+        )
+        placed = tuple(self._output(*each) for each in found)
+        return CheckReport(
+            name=self._name,
+            outputs=placed,
+            learns=tuple(self._learns),
+            reveals=tuple(self._reveals.values()),
+            allowed=tuple(self._allowed),
+            constants=tuple(
+                describe(self._find.consts[i]) for i, axes in consts.items() if not axes
+            ),
+        )
+
+    def _output(self, leaf: Leaf, value: Placed, atom: Any) -> Output:
+        allowed = ()
+        if value.axes and not leaf.levels:
+            allowed = (self._returned(leaf, value),)
+        sums = [d for d in value.depends if isinstance(d, Aggregate)]
+        others = [d for d in value.depends if isinstance(d, Allowed)]
+        return Output(
+            leaf.path,
+            type_text(atom.aval),
+            "clients" if leaf.levels else "server",
+            tuple(sorted(value.axes)) if leaf.levels else (),
+            tuple(sorted(sums, key=lambda s: s.number)),
+            (*sorted(others, key=str), *allowed),
+        )
+
+    def _returned(self, leaf: Leaf, value: Placed) -> Allowed:
+        line = user_line(value.made) if value.made else "the argument as it came"
+        maker = f"{value.made[0].primitive.name!r}, " if value.made else ""
+        return self._permit(
+            Allowed("unsafe_gather", "return", describe(leaf.aval), line),
+            f"{self._call}: {leaf.path} is returned as if it were at the server, but "
+            f"it is a client value.\n{self._facts(leaf.aval, value)}\n"
+            f"  made by: {maker}{line}\n"
+            "Expected an AtClients or a sum. Return fad.AtClients(...) if it stays at "
+            f"the clients, or aggregate it with fad.sum or fad.mean{_or('gather')}",
+        )
+
+    def lost(self, eqn, value, atom, why):
+        """Refuse a client value that an equation takes away from the clients."""
+        name, line = eqn.primitive.name, user_line(self.around)
+        aval = (eqn.outvars[0] if atom is None else atom).aval
+        reason, fix = _WHY[why]
+        return self._permit(
+            Allowed("unsafe_gather", name, describe(aval), line),
+            f"{self._call}: a client value reaches the server through {name!r}: "
+            f"{reason}.\n{self._facts(aval, value)}\n  at: {line}\n"
+            f"Expected client values to leave the clients through fad.sum alone. {fix}"
+            f"{_or('gather')}",
+        )
+
+    def hosted(self, eqn, value, atom):
+        """Refuse a client value that goes to a host."""
+        name, line = eqn.primitive.name, user_line(self.around)
+        where = " inside a client's work" if self.depth else ""
+        return self._permit(
+            Allowed("callback", name, describe(atom.aval), line),
+            f"{self._call}: {name!r}{where} hands a client value to the host.\n"
+            f"{self._facts(atom.aval, value)}\n  at: {line}\n"
+            "Expected client values to leave the clients through fad.sum alone. Return "
+            f"the value from fad.map and aggregate it{_or('callback')}",
+        )
+
+    def stuck(self, eqn):
+        """Refuse what cannot be followed."""
+        raise PlacementError(
+            f"{self._call}: a federated primitive or a callback stands inside "
+            f"{eqn.primitive.name!r}, which fad.check cannot follow.\n"
+            f"  at: {user_line(self.around)}\n"
+            "Move it out, into jax.jit, jax.lax.scan, cond or while_loop."
+        )
+
+    def _facts(self, aval: Any, value: Placed) -> str:
+        axes = ", ".join(map(str, sorted(value.axes)))
+        where = f"clients on axis {axes}" if axes else "of one client"
+        return f"  value: {describe(aval)}, {where}, from {value.maker or 'a constant'}"
+
+    def _permit(self, allowed: Allowed, message: str) -> Allowed:
+        if allowed.kind not in self._allow:
+            raise PlacementError(message)
+        self._allowed[allowed] = None
+        return allowed
+
+    def received(self, eqn, value, atom, how):
+        """Note what the clients receive."""
+        if value.constant or self.depth or isinstance(atom, Literal):
+            return
+        aval = atom.aval
+        if how == "row":
+            aval = aval.update(shape=aval.shape[1:], sharding=None)
+        self._learns[
+            Received(type_text(aval), how, user_line(self.around, short=True))
+        ] = None
+
+    def aggregated(self, eqn: JaxprEqn, value: Placed) -> frozenset:
+        """Note a sum."""
+        if self.depth:
+            return value.depends
+        if id(eqn) not in self._reveals:
+            self._reveals[id(eqn)] = Aggregate(
+                len(self._reveals) + 1,
+                type_text(aval_of(eqn.outvars[0])),
+                value.maker or "a server value",
+                user_line(self.around, short=True),
+            )
+        return value.depends | {self._reveals[id(eqn)]}
+
+    def closed_over(self, const):
+        """Place a constant where the maps and sums read it."""
+        axes = self._find.axes(f"const {id(const)}")
+        return Placed(axes, maker="an array that the function closes over")
+
+
+def _or(kind: str) -> str:
+    name = {"gather": "unsafe_gather", "callback": "callback"}[kind]
+    return f"; fad.check(..., allow={name!r}) reports it instead."

@@ -1,0 +1,236 @@
+"""Unrolling a program into steps: the jaxpr followed value by value.
+
+Calls are entered and scans are followed iteration by iteration, slices and stacks
+included, so what each iteration needs and sends is known exactly.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fad._compat import (
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    ShapedArray,
+    inner_call,
+    jaxprs_in_params,
+    open_jaxpr,
+    scan_parts,
+)
+from fad._errors import PlanError
+from fad.plan._schedule import schedule
+from fad.plan._values import Step, Value
+
+FEDERATED = frozenset({"fad_broadcast", "fad_map", "fad_sum"})
+
+
+def nbytes(aval: ShapedArray) -> int:
+    """Return the bytes of an array of this type (a PRNG key counts its data)."""
+    return aval.size * aval.dtype.itemsize
+
+
+def type_text(aval: ShapedArray) -> str:
+    """Return a type as ``f32[3]``."""
+    return aval.update(sharding=None).str_short(short_dtypes=True)
+
+
+def server_value(aval: ShapedArray) -> Value:
+    """Return a value at the server."""
+    return Value("server", nbytes(aval), type_text(aval))
+
+
+def aval_of(atom: Any) -> ShapedArray:
+    """Return the type of a variable or literal."""
+    return atom.aval
+
+
+class Graph:
+    """The steps of a program, in an order that respects their dependencies.
+
+    Attributes:
+        steps: The steps.
+        clients: The number of clients, once a federated equation has told it.
+        asked: What ends the while loops: needed even where no output depends on it.
+    """
+
+    def __init__(self, while_bound: int | None):
+        self.steps: list[Step] = []
+        self.clients = 1
+        self.asked: list[Value] = []
+        self._while_bound = while_bound
+        self._after: tuple[Value, ...] = ()
+        self._federated: dict[int, tuple[Jaxpr, bool]] = {}
+
+    def run(self, closed: Any, args: Sequence[Value]) -> list[Value]:
+        """Follow a jaxpr on these inputs; return its outputs."""
+        return self.follow(closed, args)[1]
+
+    def follow(
+        self, closed: Any, args: Sequence[Value]
+    ) -> tuple[dict[Any, Value], list[Value]]:
+        """Follow a jaxpr; return its variables' values, and its outputs."""
+        jaxpr, _ = open_jaxpr(closed)
+        env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
+        env.update((v, server_value(aval_of(v))) for v in jaxpr.constvars)
+
+        def read(atom: Any) -> Value:
+            return (
+                server_value(aval_of(atom)) if isinstance(atom, Literal) else env[atom]
+            )
+
+        for eqn in jaxpr.eqns:
+            ins = [read(v) for v in eqn.invars]
+            env.update(zip(eqn.outvars, self._eqn(eqn, ins), strict=True))
+        return env, [read(v) for v in jaxpr.outvars]
+
+    def federated(self, jaxpr: Jaxpr) -> bool:
+        """Say whether a jaxpr holds a federated primitive at any depth."""
+        if id(jaxpr) not in self._federated:
+            found = any(
+                eqn.primitive.name in FEDERATED
+                or any(map(self.federated, jaxprs_in_params(eqn.params)))
+                for eqn in jaxpr.eqns
+            )
+            self._federated[id(jaxpr)] = (jaxpr, found)
+        return self._federated[id(jaxpr)][1]
+
+    def _eqn(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        name = eqn.primitive.name
+        if name in FEDERATED:
+            self.clients = eqn.params["clients"]
+            rules = {"fad_broadcast": self._send, "fad_sum": self._sum}
+            return rules.get(name, self._map)(eqn, ins)
+        inner = inner_call(eqn)
+        if inner is not None and eqn.params.get("differentiated"):
+            return self._recompute(inner, ins)
+        if inner is not None:
+            return self.run(inner, ins)
+        if any(map(self.federated, jaxprs_in_params(eqn.params))):
+            rules = {"scan": self._scan, "cond": self._cond, "while": self._while}
+            return rules.get(name, self._call)(eqn, ins)
+        at_clients = any(v.at_clients for v in ins)
+        make = self._made if at_clients else server_value
+        return self._step("local", ins, [make(aval_of(v)) for v in eqn.outvars])
+
+    def _step(self, kind: Any, ins: list[Value], outs: list[Value], eqn: Any = None):
+        self.steps.append(Step(kind, ins, outs, eqn, self._after))
+        return outs
+
+    def _made(self, aval: ShapedArray) -> Value:
+        text = type_text(aval.update(shape=aval.shape[1:], sharding=None))
+        return Value("made", nbytes(aval) // self.clients, text)
+
+    def _send(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        (x,) = ins
+        return self._step("send", ins, [Value("sent", x.nbytes, x.text, source=x)])
+
+    def _map(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        outs = [self._made(aval_of(v)) for v in eqn.outvars]
+        return self._step("work", ins, outs, eqn)
+
+    def _sum(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        return self._step("sum", ins, [server_value(aval_of(eqn.outvars[0]))])
+
+    def _recompute(self, inner: Jaxpr, ins: list[Value]) -> list[Value]:
+        """Follow a checkpoint's backward pass, which waits for all that it is given.
+
+        Its recomputation could start earlier, but what it makes would have to be kept.
+        """
+        after, self._after = self._after, (*self._after, *ins)
+        outs = self.run(inner, ins)
+        self._after = after
+        return outs
+
+    def _call(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        inner = [j for j in jaxprs_in_params(eqn.params) if len(j.invars) == len(ins)]
+        if len(inner) != 1:
+            raise PlanError(
+                "fad.plan: a federated primitive stands inside the primitive "
+                f"{eqn.primitive.name!r}, which the planner cannot follow. Move the "
+                "round out of it."
+            )
+        return self.run(inner[0], ins)
+
+    def _scan(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        scan = scan_parts(eqn)
+        consts, carry, xs = _split(ins, scan.num_consts, scan.num_carry)
+        x_vars = scan.body.jaxpr.invars[scan.num_consts + scan.num_carry :]
+        rows = [
+            self._slices(x, scan.length, aval_of(v))
+            for x, v in zip(xs, x_vars, strict=True)
+        ]
+        y_vars = eqn.outvars[scan.num_carry :]
+        stacks: list[dict[int, Value]] = [{} for _ in y_vars]
+        order = range(scan.length)
+        for i in reversed(order) if scan.reverse else order:
+            outs = self.run(scan.body, [*consts, *carry, *(row[i] for row in rows)])
+            carry = outs[: scan.num_carry]
+            for stack, y in zip(stacks, outs[scan.num_carry :], strict=True):
+                stack[i] = y
+        ys = [
+            self._stack([stack[i] for i in order], aval_of(v))
+            for stack, v in zip(stacks, y_vars, strict=True)
+        ]
+        return [*carry, *ys]
+
+    def _slices(self, x: Value, length: int, aval: ShapedArray) -> list[Value]:
+        """Return the slices that a scan's iterations read, the same ones every time."""
+        if x.parts is None:
+            part = self._made(aval) if x.at_clients else server_value(aval)
+            x.parts = [
+                Value(x.kind, part.nbytes, part.text, source=x.source)
+                for _ in range(length)
+            ]
+            if x.kind != "data":
+                self._step("local", [x], x.parts)
+        return x.parts
+
+    def _stack(self, parts: list[Value], aval: ShapedArray) -> Value:
+        out = server_value(aval)
+        if any(p.at_clients for p in parts):
+            out = Value("made", sum(p.nbytes for p in parts), out.text)
+        out.parts = parts
+        self._step("local", parts, [out])
+        return out
+
+    def _cond(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        steps, after = self.steps, self._after
+        self._after = (*after, ins[0])
+        tried = []
+        for branch in eqn.params["branches"]:
+            self.steps = []
+            outs = self.run(branch, ins[1:])
+            tried.append((schedule(self.steps, outs).size(), self.steps, outs))
+        _, dearest, outs = max(tried, key=lambda t: t[0])
+        self.steps, self._after = [*steps, *dearest], after
+        joined = [Value(_where(v), v.nbytes, v.text, source=v.source) for v in outs]
+        for v, joint in zip(outs, joined, strict=True):
+            self._step("local", [ins[0], v], [joint])
+        return joined
+
+    def _while(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        p, after = eqn.params, self._after
+        if self._while_bound is None:
+            raise PlanError(
+                "fad.plan: a while loop holds communication, so the number of rounds "
+                "is unbounded: it depends on data. Give the most iterations it may "
+                "take, fad.plan(f, while_bound=...), or use jax.lax.scan."
+            )
+        test, body = p["cond_jaxpr"], p["body_jaxpr"]
+        of_test, of_body, carry = _split(ins, p["cond_nconsts"], p["body_nconsts"])
+        for _ in range(self._while_bound):
+            go = self.run(test, [*of_test, *carry])
+            self._after = (*self._after, *go)
+            carry = self.run(body, [*of_body, *carry])
+        self.asked += self.run(test, [*of_test, *carry])  # which says that it is over
+        self._after = after
+        return carry
+
+
+def _where(value: Value) -> Any:
+    return "made" if value.at_clients else "server"
+
+
+def _split(values: list[Value], first: int, second: int) -> tuple[list[Value], ...]:
+    cut = first + second
+    return values[:first], values[first:cut], values[cut:]
