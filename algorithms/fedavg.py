@@ -42,16 +42,19 @@ def fedavg(
     client: optax.GradientTransformation,
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    random_loss: bool = False,
 ) -> fad.Algorithm:
     """Build FedAvg with any server and client optimizer of optax.
 
     Args:
-        loss: ``loss(params, examples) -> [batch]``, one loss per row.
+        loss: ``loss(params, examples) -> [batch]``, one loss per row; with
+            ``random_loss`` it is ``loss(params, examples, key)``.
         init_params: ``init_params(key) -> params``.
         server: Turns the mean update, as a gradient, into a direction.
         client: The clients' optimizer; it starts afresh every round.
         server_lr: The server step eta, times the direction.
         weighting: Weigh clients by their examples, or all the same.
+        random_loss: Whether the loss takes a key (dropout, augmentation).
 
     Returns:
         The algorithm; its metrics are ``train_loss``, the loss before each local step,
@@ -64,10 +67,11 @@ def fedavg(
 
     @fad.program
     def step(state, cohort, key):
-        del key  # this loss is not random
-
         def client_work(batches):
-            return fad.local.train(state.params, batches, loss=loss, optimizer=client)
+            own = fad.local.client_key(key, batches.client) if random_loss else None
+            return fad.local.train(
+                state.params, batches, loss=loss, optimizer=client, key=own
+            )
 
         local = fad.map(client_work, cohort)
         delta, train_loss = average(

@@ -58,6 +58,7 @@ def self_tuning_fedavg(
     server_lr: float = 1.0,
     memory: float = 0.9,
     weighting: Weighting = "examples",
+    random_loss: bool = False,
 ) -> fad.Algorithm:
     """Build FedAvg with a learned server step.
 
@@ -70,6 +71,7 @@ def self_tuning_fedavg(
         server_lr: Where eta starts.
         memory: How far back a step is held to account, in [0, 1).
         weighting: Weigh clients by their examples, or all the same.
+        random_loss: Whether the loss is ``loss(params, examples, key)``.
 
     Returns:
         The algorithm; its metrics are ``train_loss``, the cohort's loss at the model it
@@ -80,7 +82,8 @@ def self_tuning_fedavg(
         params = init_params(key)
         memories = server.init(params)
         log_lr = jnp.log(jnp.asarray(server_lr, jnp.result_type(float)))
-        still = jax.tree.map(_zero_tangent, (params, memories))
+        model = (params, memories)
+        still = jax.tree.map(lambda x: _keep_tangent(x, jnp.zeros_like(x)), model)
         return State(params, memories, still, log_lr, meta.init(log_lr))
 
     one_round = functools.partial(
@@ -90,25 +93,22 @@ def self_tuning_fedavg(
         client=client,
         memory=memory,
         weighting=weighting,
+        random_loss=random_loss,
     )
 
     @fad.program
     def step(state, cohort, key):
-        del key  # this loss is not random
         model = (state.params, state.server)
         lr = jnp.exp(state.log_lr)
         (train_loss, model), (hypergradient, tangent) = jax.jvp(
-            lambda s, log_lr: one_round(s, log_lr, cohort),
+            lambda s, log_lr: one_round(s, log_lr, cohort, key),
             (model, state.log_lr),
             (_as_tangent(model, state.tangent), jnp.ones_like(state.log_lr)),
         )
         change, meta_state = meta.update(hypergradient, state.meta, state.log_lr)
         log_lr = optax.apply_updates(state.log_lr, change)
-        metrics = {
-            "train_loss": train_loss,
-            "server_lr": lr,
-            "hypergradient": hypergradient,
-        }
+        names = ("train_loss", "server_lr", "hypergradient")
+        metrics = dict(zip(names, (train_loss, lr, hypergradient), strict=True))
         kept = jax.tree.map(_keep_tangent, model, tangent)
         params, memories = model
         return State(params, memories, kept, log_lr, meta_state), metrics
@@ -116,13 +116,16 @@ def self_tuning_fedavg(
     return fad.Algorithm(init, step)
 
 
-def _round(model, log_lr, cohort, *, loss, server, client, memory, weighting):
+def _round(
+    model, log_lr, cohort, key, *, loss, server, client, memory, weighting, random_loss
+):
     """One round of FedAvg as a function of all that log eta influences."""
 
     def client_work(x, batches):
-        before, seen = fad.local.evaluate(x, batches, loss=loss)
+        own = fad.local.client_key(key, batches.client) if random_loss else None
+        before, seen = fad.local.evaluate(x, batches, loss=loss, key=own)
         start = jax.tree.map(lambda v: _fade(v, memory), x)
-        local = fad.local.train(start, batches, loss=loss, optimizer=client)
+        local = fad.local.train(start, batches, loss=loss, optimizer=client, key=own)
         return before, seen, local.delta
 
     before, seen, delta = fad.map(client_work, fad.broadcast(model[0]), cohort)
@@ -145,10 +148,6 @@ def _fade(x: jax.Array, memory: float) -> jax.Array:
 
 def _is_real(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def _zero_tangent(x: jax.Array) -> Any:
-    return jnp.zeros_like(x) if _is_real(x) else None
 
 
 def _keep_tangent(x: jax.Array, tangent: Any) -> Any:

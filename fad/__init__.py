@@ -14,6 +14,7 @@ from fad._version import __version__ as __version__
 from fad.modes import grad as grad
 from fad.modes import jacobian as jacobian
 from fad.modes import jvp as jvp
+from fad.modes import save_aggregates as save_aggregates
 from fad.modes import value_and_grad as value_and_grad
 from fad.modes import vjp as vjp
 from fad.placement import AtClients as AtClients

@@ -92,8 +92,9 @@ def value_and_grad(
         mode: ``"forward"``: tangents ride with the values, no further round, clients
             keep nothing, traffic times ``1 + k`` for ``k`` numbers. ``"reverse"``: one
             backward round per forward round, whatever ``k``. ``"mixed"``: forward
-            across the wire and reverse inside the last round's clients. ``"auto"``:
-            the cheapest of those that apply, by plan.
+            across the wire and reverse inside the last round's clients, which return
+            a gradient; ``"mixed-products"``: likewise, but they return its products
+            with the tangents. ``"auto"``: the cheapest of those that apply, by plan.
         has_aux: Whether ``fn`` returns ``(value, aux)``.
         remat: What maps without a ``remat`` of their own do: recompute at the client
             (True) or keep (False); None recomputes in forward and mixed mode and keeps

@@ -4,7 +4,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+
+def columns(rows: jax.Array, tree: Any) -> Any:
+    """Cut ``[k, *out]`` into ``[*out, *s]`` per leaf, as JAX writes a Jacobian."""
+    ndim = rows.ndim - 1
+    return jax.tree.map(
+        lambda c: jnp.moveaxis(c, range(-ndim, 0), range(ndim)) if ndim else c,
+        split_rows(rows, tree),
+    )
 
 
 def is_real(x: Any) -> bool:
@@ -22,14 +30,12 @@ def basis(tree: Any) -> Any:
                [0., 0.]], dtype=float32)
     """
     leaves, treedef = jax.tree.flatten(tree)
-    sizes = [int(np.prod(jnp.shape(x))) for x in leaves]
-    starts = np.cumsum([0, *sizes])
-    rows = []
-    for x, size, start in zip(leaves, sizes, starts[:-1], strict=True):
-        eye = np.zeros((starts[-1], size), np.float32)
-        eye[start : start + size] = np.eye(size)
-        shape = (starts[-1], *jnp.shape(x))
-        rows.append(jnp.asarray(eye.reshape(shape), jnp.result_type(x)))
+    total, start, rows = sum(jnp.size(x) for x in leaves), 0, []
+    for x in leaves:
+        # Made where it is used: a constant would be sent to the clients.
+        eye = jnp.eye(total, jnp.size(x), -start, dtype=jnp.result_type(x))
+        rows.append(eye.reshape(total, *jnp.shape(x)))
+        start += jnp.size(x)
     return treedef.unflatten(rows)
 
 
@@ -38,7 +44,7 @@ def split_rows(rows: jax.Array, tree: Any) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
     out, start = [], 0
     for x in leaves:
-        stop = start + int(np.prod(jnp.shape(x)))
+        stop = start + jnp.size(x)
         out.append(rows[start:stop].reshape(*jnp.shape(x), *rows.shape[1:]))
         start = stop
     return treedef.unflatten(out)

@@ -34,11 +34,19 @@ class Cut(NamedTuple):
         before: ``inputs -> crossing``, the rounds before the last.
         after: ``(crossing, inputs) -> outputs``, the last round.
         moving: Which crossing values depend on the differentiated inputs.
+        closed: The program, its calls written out.
+        late: The positions of the last round's equations and of all that follow.
+        crossing: The variables that cross.
+        places: Where each variable lives.
     """
 
     before: Callable[[Sequence[Any]], list[Any]]
     after: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
     moving: list[bool]
+    closed: ClosedJaxpr
+    late: set[int]
+    crossing: list[Any]
+    places: dict[Any, Value]
 
 
 def cut(closed: ClosedJaxpr, values: Sequence[Value], live: Sequence[bool]) -> Cut:
@@ -72,9 +80,9 @@ def cut(closed: ClosedJaxpr, values: Sequence[Value], live: Sequence[bool]) -> C
         env.update(known)
         for i, eqn in enumerate(jaxpr.eqns):
             if (i in late) == is_late:
-                made = bind(eqn, [_read(env, v) for v in eqn.invars])
+                made = bind(eqn, [read(env, v) for v in eqn.invars])
                 env.update(zip(eqn.outvars, made, strict=True))
-        return [_read(env, v) for v in outs]
+        return [read(env, v) for v in outs]
 
     return Cut(
         before=lambda args: run(False, args, {}, crossing),
@@ -82,14 +90,20 @@ def cut(closed: ClosedJaxpr, values: Sequence[Value], live: Sequence[bool]) -> C
             True, args, dict(zip(crossing, crossed, strict=True)), jaxpr.outvars
         ),
         moving=[v in moving for v in crossing],
+        closed=closed,
+        late=late,
+        crossing=crossing,
+        places=env,
     )
 
 
-def _read(env: dict[Any, Any], atom: Any) -> Any:
+def read(env: dict[Any, Any], atom: Any) -> Any:
+    """Return the value of a variable or literal."""
     return atom.val if isinstance(atom, Literal) else env[atom]
 
 
-def _variables(atoms: Sequence[Any]) -> list[Any]:
+def variables(atoms: Sequence[Any]) -> list[Any]:
+    """Return the atoms that are no literals."""
     return [v for v in atoms if not isinstance(v, Literal)]
 
 
@@ -100,14 +114,14 @@ def _inlined(closed: ClosedJaxpr) -> ClosedJaxpr:
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
-            ins = [_read(env, v) for v in eqn.invars]
+            ins = [read(env, v) for v in eqn.invars]
             inner = inner_call(eqn) if eqn.primitive.name in ("jit", "pjit") else None
             if inner is None or inner.constvars:
                 outs = bind(eqn, ins)
             else:
                 outs = run(inner, (), ins)
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [_read(env, v) for v in jaxpr.outvars]
+        return [read(env, v) for v in jaxpr.outvars]
 
     flat = make_jaxpr(
         lambda *args: run(closed.jaxpr, closed.consts, args), closed.in_avals
@@ -134,7 +148,7 @@ def _late(closed: ClosedJaxpr, values: Sequence[Value]) -> tuple[set[int], dict]
     late |= _clients_side(eqns, late, env, rounds - 1)
     reached = {v for i in late for v in eqns[i].outvars}
     for i, eqn in enumerate(eqns):
-        if any(v in reached for v in _variables(eqn.invars)):
+        if any(v in reached for v in variables(eqn.invars)):
             late.add(i)
             reached.update(eqn.outvars)
     return late, env
@@ -146,7 +160,7 @@ def _clients_side(
     """Return what is sent and done for the last round's sums alone."""
     late, by_late, by_early = set(), set(), set()
     for i in reversed(range(len(eqns))):
-        outs, ins = eqns[i].outvars, _variables(eqns[i].invars)
+        outs, ins = eqns[i].outvars, variables(eqns[i].invars)
         here = all(_in_round(env[v], last) for v in outs)
         wanted = any(v in by_late for v in outs)
         if i in sums or (here and wanted and not any(v in by_early for v in outs)):
@@ -166,8 +180,8 @@ def _in_round(value: Value, level: int) -> bool:
 def _crossing(jaxpr: Jaxpr, late: set[int]) -> list[Any]:
     """Return what the last round reads of the rounds before it."""
     made = {v for i, e in enumerate(jaxpr.eqns) if i not in late for v in e.outvars}
-    read = [v for i in sorted(late) for v in _variables(jaxpr.eqns[i].invars)]
-    read += _variables(jaxpr.outvars)
+    read = [v for i in sorted(late) for v in variables(jaxpr.eqns[i].invars)]
+    read += variables(jaxpr.outvars)
     return [v for v in dict.fromkeys(read) if v in made]
 
 

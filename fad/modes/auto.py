@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from fad._errors import FadError, PlanError
-from fad.modes import forward, mixed, reverse
+from fad.modes import forward, mixed, products, reverse
 from fad.modes._arguments import Problem
 from fad.plan._plan import Cost, plan
 
@@ -17,6 +17,7 @@ Constraints = Sequence[str] | Mapping[str, float]
 MODES: dict[str, ModuleType] = {
     "forward": forward,
     "mixed": mixed,
+    "mixed-products": products,
     "reverse": reverse,
 }
 # What counts first, and what decides between equals.
@@ -65,14 +66,14 @@ class Choice:
         for candidate, cost in self.costs.items():
             why = self.refused.get(candidate, "")
             lines.append(
-                f"  {candidate!s:<18} rounds {cost.rounds}, "
+                f"  {candidate!s:<25} rounds {cost.rounds}, "
                 f"bytes {cost.bytes_down} down {cost.bytes_up} up, "
                 f"client FLOPs {cost.client_flops}, state {cost.client_state_bytes} B"
                 + (f"  ({why})" if why else "")
             )
         for candidate, why in self.refused.items():
             if candidate not in self.costs:
-                lines.append(f"  {candidate!s:<18} does not apply: {why}")
+                lines.append(f"  {candidate!s:<25} does not apply: {why}")
         return "\n".join(lines)
 
 
@@ -116,7 +117,7 @@ def choose(
 
 def _candidates(mode: str, remat: bool | None) -> list[Candidate]:
     """Return the candidates; of equals, an earlier one is taken."""
-    both = [Candidate("forward", True), Candidate("mixed", True)]
+    both = [Candidate(m, True) for m in ("forward", "mixed", "mixed-products")]
     both += [Candidate("reverse", False), Candidate("reverse", True)]
     if remat is not None:
         both = [Candidate(m, remat) for m in MODES]

@@ -9,10 +9,9 @@ tangents would all hold at once.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fad.modes._arguments import Problem
-from fad.modes._basis import basis, split_rows
+from fad.modes._basis import basis, columns
 from fad.placement import remat_in_scope
 
 
@@ -26,16 +25,7 @@ def jacobian(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any
 
     with remat_in_scope(remat is not False):
         value, rows, aux = jax.vmap(push, out_axes=(None, 0, None))(basis(task.chosen))
-    return value, jax.tree.map(lambda r: _columns(r, task.chosen), rows), aux
-
-
-def _columns(rows: jax.Array, x: Any) -> Any:
-    """Cut ``[inputs, *out]`` into ``[*out, *in]`` per input leaf."""
-    ndim = rows.ndim - 1
-    cut = split_rows(rows, x)  # [*in, *out]
-    return jax.tree.map(
-        lambda c: jnp.moveaxis(c, range(-ndim, 0), range(ndim)) if ndim else c, cut
-    )
+    return value, jax.tree.map(lambda r: columns(r, task.chosen), rows), aux
 
 
 def grad(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:

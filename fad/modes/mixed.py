@@ -32,7 +32,7 @@ def pullback(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any
     Raises:
         PlanError: If the last round cannot be separated from those before it.
     """
-    halves, x, inputs, structure = _halves(task, remat)
+    halves, x, inputs, structure = split(task, remat)
 
     def push(t):
         crossed, tangents = jax.jvp(lambda *x: halves.before(inputs(x)), x, t)
@@ -59,10 +59,10 @@ def pullback(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any
     return value, back, aux
 
 
-def _halves(
+def split(
     task: Problem, remat: bool | None
 ) -> tuple[Cut, list[Any], Callable, list[Any]]:
-    """Cut the program; return how to give it its differentiated inputs."""
+    """Cut it; return ``x``, ``x -> all inputs``, and the outputs' structure."""
     given = (task.chosen, task.rest)
     leaves, treedef = jax.tree.flatten(given)
     leaves = [jnp.asarray(v) for v in leaves]

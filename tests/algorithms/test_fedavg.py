@@ -142,6 +142,28 @@ def test_learned_by_a_gradient(x64, federation):
     np.testing.assert_allclose(got, want, rtol=1e-10)
 
 
+def test_a_random_loss_gets_a_key_of_its_client(x64, federation):
+    """Each client's noise depends on the round's key and its number alone."""
+
+    def noisy(params, examples, key):
+        return loss(params, examples) * jax.random.uniform(key, examples["y"].shape)
+
+    algorithm = fedavg(
+        noisy,
+        init_params,
+        server=optax.sgd(1.0),
+        client=optax.sgd(0.2),
+        random_loss=True,
+    )
+    state, key = algorithm.init(jax.random.key(0)), jax.random.key(3)
+    after, _ = algorithm.step(state, federation.cohort, key)
+    turned = jax.tree.map(lambda a: a[::-1], federation.cohort)
+    again, _ = algorithm.step(state, turned, key)
+    assert_close(after.params, again.params)
+    other, _ = algorithm.step(state, federation.cohort, jax.random.key(4))
+    assert not jnp.allclose(other.params["w"], after.params["w"])
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [

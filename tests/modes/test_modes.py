@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 import fad
-from tests.modes.programs import CLIENTS, DIM, evaluate, server_step, training, weighted
+from tests.modes.programs import (
+    CLIENTS,
+    DIM,
+    evaluate,
+    one_round,
+    server_step,
+    training,
+    weighted,
+)
 
-MODES = ("forward", "reverse", "mixed", "auto")
+MODES = ("forward", "reverse", "mixed", "mixed-products", "auto")
 
 
 def assert_close(got, want, tol=1e-12):
@@ -129,7 +137,7 @@ def test_second_order_nests(x64, outer, inner):
         return fad.grad(program.fn, mode=inner)(step, *rest)
 
     second = fad.grad(slope, mode=outer)
-    if outer == "mixed" and inner in ("reverse", "auto"):  # auto goes reverse here
+    if outer.startswith("mixed") and inner in ("reverse", "auto"):  # auto: reverse
         with pytest.raises(fad.PlanError, match="do not meet at the server"):
             second(*program.args)
         return
@@ -195,3 +203,37 @@ def test_mixed_without_a_round_before(x64):
     got = fad.grad(evaluate, mode="mixed")
     assert_close(got(w, test), jax.grad(evaluate)(w, test))
     assert fad.plan(got)(w, test).cost().rounds == 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_closure_in_every_mode(mode):
+    """What passes the check passes it in every mode, with nothing else revealed."""
+    for program, argnums in ((training(2), (0, 1)), (weighted(3), 0)):
+        if mode.startswith("mixed") and argnums == 0:
+            continue  # its inputs live at the clients
+        gradient = fad.grad(program.fn, argnums, mode=mode)
+        assert not fad.check(program.fn)(*program.args).allowed
+        assert not fad.check(gradient)(*program.args).allowed
+
+
+def test_checkpoints_that_save_aggregates_repeat_no_sum(x64):
+    program = training(3, scan=False)
+    w, h, cohorts, test = program.args
+
+    def train(w):
+        for r in range(3):
+            w = one_round(w, h, jax.tree.map(lambda x, r=r: x[r], cohorts))
+        return w
+
+    def measure(train):
+        gradient = jax.grad(lambda w: evaluate(train(w), test))
+        plan = fad.plan(gradient)(w)
+        assert_close(gradient(w), want)
+        return sum(len(r.up) for r in plan.rounds)
+
+    want = jax.grad(lambda w: program.plain(w, h, cohorts, test))(w)
+    plain = measure(train)
+    saved = measure(jax.checkpoint(train, policy=fad.save_aggregates))
+    repeated = measure(jax.checkpoint(train))
+    assert saved == plain
+    assert repeated == plain + 2  # the last round's aggregate is not needed again

@@ -1,0 +1,75 @@
+"""The last round of a program as one client's work and what the server does after."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from fad._compat import bind, jaxpr_as_fun
+from fad._errors import PlanError
+from fad.modes._cut import Cut, read, variables
+
+
+class LastRound(NamedTuple):
+    """The last round, taken apart.
+
+    Attributes:
+        sent: The server variables that the clients read.
+        own: The client variables that they read.
+        work: ``(sent, own) -> what is summed``, at one client.
+        sums: The variables that hold the sums.
+        finish: ``variables by name -> outputs``, at the server.
+        clients: The number of clients.
+    """
+
+    sent: list[Any]
+    own: list[Any]
+    work: Callable[[Sequence[Any], Sequence[Any]], list[Any]]
+    sums: list[Any]
+    finish: Callable[[dict[Any, Any]], list[Any]]
+    clients: int
+
+
+def last_round(halves: Cut) -> LastRound:
+    """Take the last round apart.
+
+    Raises:
+        PlanError: If clients do more in it than maps of what they are sent and have.
+    """
+    eqns = [halves.closed.jaxpr.eqns[i] for i in sorted(halves.late)]
+    sums = [e for e in eqns if e.primitive.name == "fad_sum"]
+    at_clients = [e for e in eqns if halves.places[e.outvars[0]].at_clients]
+    other = {e.primitive.name for e in at_clients} - {"fad_broadcast", "fad_map"}
+    if other:
+        raise PlanError(
+            "fad.grad(mode='mixed-products'): in the last round clients' values meet "
+            f"outside fad.map, in {', '.join(sorted(other))}. Use mode='mixed'."
+        )
+    server = [e for e in eqns if e not in at_clients and e not in sums]
+    sends = [e for e in at_clients if e.primitive.name == "fad_broadcast"]
+    made = {v for e in at_clients for v in e.outvars}
+    reads = [
+        v
+        for e in [*at_clients, *sums]
+        if e.primitive.name != "fad_broadcast"
+        for v in variables(e.invars)
+    ]
+    own = [v for v in dict.fromkeys(reads) if v not in made]
+    sent = list(dict.fromkeys(v for e in sends for v in variables(e.invars)))
+
+    def work(sent_values: Sequence[Any], own_values: Sequence[Any]) -> list[Any]:
+        env = dict(zip([*sent, *own], [*sent_values, *own_values], strict=True))
+        for eqn in at_clients:
+            ins = [read(env, v) for v in eqn.invars]
+            is_map = eqn.primitive.name == "fad_map"
+            outs = jaxpr_as_fun(eqn.params["jaxpr"])(*ins) if is_map else ins
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(env, e.invars[0]) for e in sums]
+
+    def finish(known: dict[Any, Any]) -> list[Any]:
+        env = dict(known)
+        for eqn in server:
+            outs = bind(eqn, [read(env, v) for v in eqn.invars])
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(env, v) for v in halves.closed.jaxpr.outvars]
+
+    result = [e.outvars[0] for e in sums]
+    return LastRound(sent, own, work, result, finish, sums[0].params["clients"])
