@@ -21,6 +21,7 @@ from fad._compat import make_jaxpr
 from fad.modes._arguments import Problem
 from fad.modes._basis import basis, is_real, split_rows
 from fad.modes._cut import Cut, cut
+from fad.modes._pullback import gradient_of, jacobian_of
 from fad.placement import remat_in_scope
 from fad.plan._plan import input_values
 from fad.primitives._client_work import merge, pick, skip
@@ -83,17 +84,12 @@ def split(
 
 def jacobian(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
     """Return the value, the Jacobian per output and argument, and the auxiliary."""
-    value, back, aux = pullback(task, remat=remat)
-    rows = jax.vmap(back)(basis(value))
-    by_input = jax.tree.map(lambda r: split_rows(r, value), rows)
-    inputs, outputs = jax.tree.structure(task.chosen), jax.tree.structure(value)
-    return value, jax.tree.transpose(inputs, outputs, by_input), aux
+    return jacobian_of(pullback(task, remat=remat), task)
 
 
 def grad(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
     """Return a scalar's value, its gradient, and the auxiliary."""
-    value, back, aux = pullback(task, remat=remat)
-    return value, back(jnp.ones_like(value)), aux
+    return gradient_of(pullback(task, remat=remat))
 
 
 def _contract(

@@ -9,10 +9,9 @@ values kept (``remat=False``), or recomputed from the server's value, sent once 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fad.modes._arguments import Problem
-from fad.modes._basis import basis, split_rows
+from fad.modes._pullback import gradient_of, jacobian_of
 from fad.placement import remat_in_scope
 
 
@@ -32,14 +31,9 @@ def pullback(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any
 
 def jacobian(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
     """Return the value, the Jacobian per output and argument, and the auxiliary."""
-    value, back, aux = pullback(task, remat=remat)
-    rows = jax.vmap(back)(basis(value))
-    by_input = jax.tree.map(lambda r: split_rows(r, value), rows)
-    inputs, outputs = jax.tree.structure(task.chosen), jax.tree.structure(value)
-    return value, jax.tree.transpose(inputs, outputs, by_input), aux
+    return jacobian_of(pullback(task, remat=remat), task)
 
 
 def grad(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
     """Return a scalar's value, its gradient, and the auxiliary."""
-    value, back, aux = pullback(task, remat=remat)
-    return value, back(jnp.ones_like(value)), aux
+    return gradient_of(pullback(task, remat=remat))

@@ -112,3 +112,20 @@ def test_reverse_without_the_value_sends_no_loss():
     )
     assert with_value.bytes_up - without.bytes_up == F32
     assert with_value.bytes_down == without.bytes_down
+
+
+@pytest.mark.parametrize("mode", ["mixed", "mixed-products"])
+@places
+@table
+def test_mixed(place, rounds, k, mode):
+    """The training rounds carry k tangents; the last one ships as its row says.
+
+    Mixed A, products: k tangents of the model down, k numbers up. Mixed B: no tangent
+    and the loss's 1/n down, one gradient up.
+    """
+    down, up = _primal(place, rounds, k)
+    down += rounds * k * (SIZE + (k if place == "client" else 0))
+    up += rounds * k * SIZE
+    last = (k * SIZE, k) if mode == "mixed-products" else (1, SIZE)
+    cost = _cost(fad.value_and_grad(_program(place), mode=mode), rounds, k)
+    _check(cost, rounds=rounds + 1, down=down + last[0], up=up + last[1])
