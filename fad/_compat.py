@@ -157,14 +157,17 @@ def explicit_axis(name: str) -> bool:
     return kinds.get(name) == jax.sharding.AxisType.Explicit
 
 
-def on_explicit_mesh(x: Any) -> Any:
-    """Put an array that never met the mesh in context on it, if that is Explicit."""
+def on_explicit_mesh(tree: Any) -> Any:
+    """Put arrays that never met the mesh in context on it, if that is Explicit."""
     mesh = jax.sharding.get_abstract_mesh()
     if jax.sharding.AxisType.Explicit not in mesh.axis_types:
-        return x
-    if not isinstance(x, jax.Array) or not jax.typeof(x).sharding.mesh.empty:
-        return x
-    return jax.sharding.reshard(x, PartitionSpec())
+        return tree
+
+    def place(x):
+        known = not isinstance(x, jax.Array) or not jax.typeof(x).sharding.mesh.empty
+        return x if known else jax.sharding.reshard(x, PartitionSpec())
+
+    return jax.tree.map(place, tree)
 
 
 def auto_axis(name: str) -> bool:

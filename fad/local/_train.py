@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fad._errors import FadError, describe
+from fad._errors import FadError, describe, path_str
 from fad.local._batches import Batches
 
 Loss = Callable[..., jax.Array]
@@ -61,7 +61,8 @@ def train(
         A ``LocalResult``.
 
     Raises:
-        FadError: If the loss does not give one number per row.
+        FadError: If the loss does not give one number per row, or a parameter is no
+            real array.
 
     Example:
         >>> import fad
@@ -96,6 +97,7 @@ def train(
         carry = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, carry)
         return carry, (*seen, keep)
 
+    _check_params(params)
     start = jax.tree.map(jnp.asarray, params)
     steps = jnp.arange(batches.mask.shape[0])
     (params, _), (totals, counts, kept) = jax.lax.scan(
@@ -149,6 +151,16 @@ def evaluate(
     examples = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batches.examples)
     total, count = _masked_sum(_losses(loss, params, examples, mask, key), mask)
     return _mean(total, count), count
+
+
+def _check_params(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise FadError(
+                f"fad.local.train: {path_str('params', path)} is {describe(leaf)}; "
+                "expected real numbers to train. Keep counters and options outside "
+                "the params."
+            )
 
 
 def _losses(loss, params, examples, mask, key) -> jax.Array:

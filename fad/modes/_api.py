@@ -3,9 +3,10 @@
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
+import jax.numpy as jnp
 
 from fad._errors import FadError
 from fad.modes import auto
@@ -48,10 +49,17 @@ def _choose(task: Problem, options: dict[str, Any]) -> Choice:
 
 def _run(task: Problem, options: dict[str, Any]) -> tuple[Any, Any, Any]:
     mode, remat, what = options["mode"], options["remat"], options["what"]
-    if mode == "auto" or options["constraints"]:
-        mode, remat = vars(_choose(task, options).candidate).values()
+    if not jax.tree.leaves(task.chosen):
+        mode = "reverse"  # of nothing
+    elif mode == "auto" or options["constraints"]:
+        chosen = _choose(task, options).candidate
+        mode, remat = chosen.mode, chosen.remat
     value, derivative, aux = getattr(MODES[mode], what)(task, remat=remat)
-    single = isinstance(options["argnums"], int)
+    if what == "grad":  # of the argument's dtype in every mode, as in JAX
+        derivative = jax.tree.map(
+            lambda g, x: g.astype(jnp.result_type(x)), derivative, task.chosen
+        )
+    single = isinstance(options["argnums"], SupportsIndex)
     if single and what == "grad":
         derivative = derivative[0]
     elif single:
@@ -149,6 +157,7 @@ def _scalar(task: Problem) -> Problem:
         check_scalar(task.name, value)
         return value, aux
 
+    checked.__name__ = task.fn.__name__
     return task._replace(fn=checked)
 
 

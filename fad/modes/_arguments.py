@@ -1,7 +1,8 @@
 """The arguments of a function to differentiate, checked by path, and the rest."""
 
+import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,17 @@ def normalise(argnums: int | Sequence[int], call: str, args: tuple) -> tuple[int
     Raises:
         FadError: If one is no position of an argument.
     """
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    numbers = (argnums,) if isinstance(argnums, SupportsIndex) else tuple(argnums)
     for i in numbers:
-        if not isinstance(i, int) or not -len(args) <= i < len(args):
+        if not isinstance(i, SupportsIndex) or not -len(args) <= i < len(args):
             raise FadError(
                 f"{call}: argnums={argnums!r}, but the call has {len(args)} positional "
                 "arguments; expected ints that name some of them."
             )
-    return tuple(i % len(args) for i in numbers)
+    positions = tuple(operator.index(i) % len(args) for i in numbers)
+    if len(set(positions)) < len(positions):
+        raise FadError(f"{call}: argnums={argnums!r} names an argument twice.")
+    return positions
 
 
 def problem(
@@ -80,9 +84,20 @@ def problem(
             by_number[i] if i in by_number else next(fixed) for i in range(len(args))
         ]
         out = fn(*full, **kwargs_)
-        return out if has_aux else (out, None)
+        return (out[0], _arrays(call, out[1])) if has_aux else (out, None)
 
+    of.__name__ = getattr(fn, "__name__", type(fn).__name__)
     return Problem(call, of, tuple(args[i] for i in argnums), rest)
+
+
+def _arrays(call: str, aux: Any) -> Any:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(aux):
+        if not (_is_array(leaf) or isinstance(leaf, bool | int | float | complex)):
+            raise FadError(
+                f"{call}: {path_str('aux', path)} is {describe(leaf)}; expected arrays "
+                "or numbers. Return names and options outside the function."
+            )
+    return jax.tree.map(jnp.asarray, aux)
 
 
 def check_scalar(call: str, value: Any) -> None:
@@ -107,4 +122,4 @@ def _is_array(x: Any) -> bool:
 def _differentiable(x: Any) -> bool:
     if isinstance(x, bool | int | str) or not (_is_array(x) or isinstance(x, float)):
         return False
-    return jnp.issubdtype(getattr(x, "dtype", jnp.float32), jnp.inexact)
+    return jnp.issubdtype(getattr(x, "dtype", jnp.float32), jnp.floating)

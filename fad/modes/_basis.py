@@ -17,7 +17,8 @@ def columns(rows: jax.Array, tree: Any) -> Any:
 
 def is_real(x: Any) -> bool:
     """Say whether a leaf carries a derivative."""
-    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+    dtype = x.dtype if hasattr(x, "dtype") else jnp.result_type(x)
+    return jnp.issubdtype(dtype, jnp.inexact)
 
 
 def basis(tree: Any) -> Any:

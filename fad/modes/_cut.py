@@ -24,7 +24,7 @@ from fad.plan._graph import Graph
 from fad.plan._schedule import schedule
 from fad.plan._values import Value
 
-_WHERE = "fad.grad(mode='mixed')"
+_WHERE = "mixed mode does not apply"
 
 
 class Cut(NamedTuple):
@@ -141,9 +141,9 @@ def _late(closed: ClosedJaxpr, values: Sequence[Value]) -> tuple[set[int], dict]
     }
     if not late:
         raise PlanError(
-            f"{_WHERE}: the last round stands inside a loop, so it cannot be told "
-            "apart from the rounds before it. Take the last round out of the "
-            "jax.lax.scan, or use mode='forward' or mode='reverse'."
+            f"{_WHERE}: the last round stands inside a loop, a branch or a checkpoint, "
+            "or there is none, so it cannot be told apart from the rounds before it. "
+            "Take it out, or use mode='forward' or mode='reverse'."
         )
     late |= _clients_side(eqns, late, env, rounds - 1)
     reached = {v for i in late for v in eqns[i].outvars}

@@ -32,20 +32,16 @@ def last_round(halves: Cut) -> LastRound:
     """Take the last round apart.
 
     Raises:
-        PlanError: If clients do more in it than maps of what they are sent and have.
+        PlanError: If clients do more in it than maps of what they are sent and have,
+            or keep something that is returned.
     """
     eqns = [halves.closed.jaxpr.eqns[i] for i in sorted(halves.late)]
     sums = [e for e in eqns if e.primitive.name == "fad_sum"]
     at_clients = [e for e in eqns if halves.places[e.outvars[0]].at_clients]
-    other = {e.primitive.name for e in at_clients} - {"fad_broadcast", "fad_map"}
-    if other:
-        raise PlanError(
-            "fad.grad(mode='mixed-products'): in the last round clients' values meet "
-            f"outside fad.map, in {', '.join(sorted(other))}. Use mode='mixed'."
-        )
     server = [e for e in eqns if e not in at_clients and e not in sums]
     sends = [e for e in at_clients if e.primitive.name == "fad_broadcast"]
     made = {v for e in at_clients for v in e.outvars}
+    _check(halves, at_clients)
     reads = [
         v
         for e in [*at_clients, *sums]
@@ -73,3 +69,18 @@ def last_round(halves: Cut) -> LastRound:
 
     result = [e.outvars[0] for e in sums]
     return LastRound(sent, own, work, result, finish, sums[0].params["clients"])
+
+
+def _check(halves: Cut, at_clients: Sequence[Any]) -> None:
+    other = {e.primitive.name for e in at_clients} - {"fad_broadcast", "fad_map"}
+    if other:
+        raise PlanError(
+            "mode='mixed-products': in the last round clients' values meet "
+            f"outside fad.map, in {', '.join(sorted(other))}. Use mode='mixed'."
+        )
+    made = {v for e in at_clients for v in e.outvars}
+    if any(v in made for v in variables(halves.closed.jaxpr.outvars)):
+        raise PlanError(
+            "mode='mixed-products': the function returns a client value that the last "
+            "round made. Use mode='mixed', or aggregate it."
+        )

@@ -29,7 +29,7 @@ _ORDERS = {
 }
 _NAMED = {"stateless": {"client_state_bytes": 0}, "fresh_cohorts": {"same_cohort": 0}}
 BALANCED = {"rounds": 1.0, "bytes_down": 1.0, "bytes_up": 1.0, "client_flops": 1.0}
-_TIE = 0.02  # costs this close, relatively, are equal
+_TIE = 0.05  # items this close, relatively, are equal: FLOPs are counted roughly
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,21 @@ def choose(
     """
     bounds = _bounds(task.name, constraints)
     _check_objective(task.name, objective)
-    primal = plan(task.fn)(task.chosen, task.rest).cost()
+    try:
+        primal = plan(task.fn)(task.chosen, task.rest).cost()
+    except PlanError as error:
+        raise PlanError(
+            f"{task.name}: mode='auto' and constraints need a plan, and there is none: "
+            f"{error} Or name a mode without constraints: mode='forward' or 'reverse'."
+        ) from None
     costs, refused = {}, {}
     for candidate in _candidates(mode, remat):
         derivative = _derivative(candidate, task, what)
         try:
             costs[candidate] = plan(derivative)(task.chosen, task.rest).cost()
-        except PlanError as error:
-            refused[candidate] = str(error)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            # The program itself was planned, so it is this mode that does not apply.
+            refused[candidate] = str(error).splitlines()[0]
     ranked = sorted(costs, key=lambda c: _rank(costs[c], primal, objective))
     for candidate in ranked:
         broken = _broken(costs[candidate], bounds)
@@ -150,6 +157,9 @@ def _rank(cost: Cost, primal: Cost, objective: Objective) -> tuple[float, ...]:
 
 def _first_of_equals(ranked, costs, primal, objective) -> Candidate:
     best = _rank(costs[ranked[0]], primal, objective)
+
+    if not isinstance(objective, str):
+        return ranked[0]
 
     def ties(candidate: Candidate) -> bool:
         rank = _rank(costs[candidate], primal, objective)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fad._errors import PlanError
 from fad.modes._arguments import Problem
 from fad.modes._basis import basis, columns, is_real, split_rows
 from fad.modes._last_round import LastRound, last_round
@@ -19,7 +20,7 @@ from fad.modes.mixed import split
 from fad.placement import AtClients, program
 from fad.primitives import map as fad_map
 from fad.primitives import sum as fad_sum
-from fad.primitives._client_work import pick
+from fad.primitives._client_work import merge, pick, skip
 
 
 def jacobian(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
@@ -43,9 +44,16 @@ def jacobian(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any
     moving = [m and is_real(c) for m, c in zip(halves.moving, crossed, strict=True)]
     tangents.update(zip(pick(moving, halves.crossing), pick(moving, rows), strict=True))
     last = last_round(halves)
+    if any(v in tangents for v in last.own):
+        raise PlanError(
+            f"{task.name}: mode='mixed-products' cannot differentiate by a client "
+            "value that the last round reads: its tangents are not the server's to "
+            "send. Use mode='reverse' or mode='mixed'."
+        )
     totals, total_rows = _send_products(last, values, tangents)
     values.update(zip(last.sums, totals, strict=True))
-    tangents.update(zip(last.sums, total_rows, strict=True))
+    real_sums = [v for v in last.sums if is_real(v.aval)]
+    tangents.update(zip(real_sums, total_rows, strict=True))
     outs, out_rows = _finish(last, values, tangents)
     value, aux = jax.tree.unflatten(structure[0], outs)
     value_rows, _ = jax.tree.unflatten(structure[0], out_rows)
@@ -61,21 +69,23 @@ def _send_products(
     moves = [v in tangents for v in last.sent]
     rows = [tangents[v] for v in last.sent if v in tangents]
     count = len(next(iter(tangents.values())))
+    real = [is_real(v.aval) for v in last.sums]
 
     def client(own):
         def of(*moved):
             given = iter(moved)
             full = [next(given) if m else s for m, s in zip(moves, sent, strict=True)]
-            return last.work(full, own)
+            out = last.work(full, own)
+            return pick(real, out), skip(real, out)
 
-        out, pull = jax.vjp(of, *pick(moves, sent))
+        out, pull, rest = jax.vjp(of, *pick(moves, sent), has_aux=True)
         gradients = jax.vmap(pull)(basis(out))  # [outputs, *s] by what was sent
         products: Any = jnp.zeros((sum(o.size for o in out), count))
         for gradient, row in zip(gradients, rows, strict=True):
             product = gradient.reshape(len(gradient), -1) @ row.reshape(count, -1).T
             products = products.astype(product.dtype) + product
         by_output = split_rows(products, out)  # [*o, k]
-        return out, [
+        return merge(real, out, rest), [
             jnp.moveaxis(p, -1, 0).astype(o.dtype)
             for p, o in zip(by_output, out, strict=True)
         ]

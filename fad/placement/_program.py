@@ -60,7 +60,7 @@ def program(fn: Callable | None = None, *, clients: int | None = None) -> Any:
     @functools.wraps(fn)
     def call(*args, **kwargs):
         n = _program_clients(fn, args, kwargs, clients)
-        args, kwargs = jax.tree.map(on_explicit_mesh, (args, kwargs))
+        args, kwargs = on_explicit_mesh((args, kwargs))
         with clients_in_scope(n):
             return fn(*args, **kwargs)
 

@@ -59,6 +59,7 @@ class Graph:
         self.asked: list[Value] = []
         self._while_bound = while_bound
         self._after: tuple[Value, ...] = ()
+        self._constants: list[Value] = []
         self._federated: dict[int, tuple[Jaxpr, bool]] = {}
 
     def run(self, closed: Any, args: Sequence[Value]) -> list[Value]:
@@ -71,7 +72,7 @@ class Graph:
         """Follow a jaxpr; return its variables' values, and its outputs."""
         jaxpr, _ = open_jaxpr(closed)
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
-        env.update((v, server_value(aval_of(v))) for v in jaxpr.constvars)
+        env.update((v, self._constant(aval_of(v))) for v in jaxpr.constvars)
 
         def read(atom: Any) -> Value:
             return (
@@ -82,6 +83,17 @@ class Graph:
             ins = [read(v) for v in eqn.invars]
             env.update(zip(eqn.outvars, self._eqn(eqn, ins), strict=True))
         return env, [read(v) for v in jaxpr.outvars]
+
+    def _constant(self, aval: ShapedArray) -> Value:
+        value = server_value(aval)
+        self._constants.append(value)
+        return value
+
+    def _closed_over(self, ins: list[Value]) -> None:
+        """Note that a closed-over array which clients read as theirs is their data."""
+        for v in ins:
+            if v.kind == "server" and any(v is c for c in self._constants):
+                v.kind, v.nbytes = "data", v.nbytes // self.clients
 
     def federated(self, jaxpr: Jaxpr) -> bool:
         """Say whether a jaxpr holds a federated primitive at any depth."""
@@ -125,10 +137,12 @@ class Graph:
         return self._step("send", ins, [Value("sent", x.nbytes, x.text, source=x)])
 
     def _map(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        self._closed_over(ins)
         outs = [self._made(aval_of(v)) for v in eqn.outvars]
         return self._step("work", ins, outs, eqn)
 
     def _sum(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        self._closed_over(ins)
         return self._step("sum", ins, [server_value(aval_of(eqn.outvars[0]))])
 
     def _recompute(self, inner: Jaxpr, ins: list[Value]) -> list[Value]:

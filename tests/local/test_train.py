@@ -285,3 +285,11 @@ def test_a_loss_that_is_not_one_per_row(call, loss, came):
     }[call]
     with pytest.raises(fad.FadError, match=f"gave {came}; expected one loss per row"):
         fn()
+
+
+def test_integer_params_are_refused():
+    batches = fad.local.Batches({"x": jnp.ones((1, 2))}, jnp.ones((1, 2), bool), 0)
+    with pytest.raises(fad.FadError, match=r"params\['n'\] is int 3; expected real"):
+        fad.local.train(
+            {"n": 3}, batches, loss=lambda p, e: e["x"], optimizer=optax.sgd(0.1)
+        )
