@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.core import ShapedArray as ShapedArray
-from jax.core import Tracer as Tracer
 from jax.core import eval_jaxpr as eval_jaxpr
 from jax.extend.core import ClosedJaxpr as ClosedJaxpr
 from jax.extend.core import Jaxpr as Jaxpr
@@ -152,9 +151,17 @@ def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
 
 def explicit_axis(name: str) -> bool:
     """Say whether the mesh in context has an Explicit axis of this name."""
+    return _axis_type(name) == jax.sharding.AxisType.Explicit
+
+
+def auto_axis(name: str) -> bool:
+    """Say whether the mesh in context has an Auto axis of this name."""
+    return _axis_type(name) == jax.sharding.AxisType.Auto
+
+
+def _axis_type(name: str) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return kinds.get(name) == jax.sharding.AxisType.Explicit
+    return dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(name)
 
 
 def on_explicit_mesh(tree: Any) -> Any:
@@ -168,13 +175,6 @@ def on_explicit_mesh(tree: Any) -> Any:
         return x if known else jax.sharding.reshard(x, PartitionSpec())
 
     return jax.tree.map(place, tree)
-
-
-def auto_axis(name: str) -> bool:
-    """Say whether the mesh in context has an Auto axis of this name."""
-    mesh = jax.sharding.get_abstract_mesh()
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return kinds.get(name) == jax.sharding.AxisType.Auto
 
 
 def mesh_axis(name: str, clients: int) -> str | None:

@@ -9,7 +9,8 @@ import pytest
 from algorithms import ALGORITHMS
 from fad.experiment import dump, load, main
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.glob("*.toml"))
 COMPARISONS = [f for f in FILES if "[[run]]" in f.read_text()]
 EXPERIMENTS = [f for f in FILES if f not in COMPARISONS]
@@ -44,3 +45,24 @@ def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
     assert rows[-1]["bytes_up"] >= 3 * model
     assert (folder / "figure.png").exists()
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_the_readme_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
+    """As typed, one after the other; the comparison is what ``make demo`` runs."""
+    monkeypatch.chdir(ROOT)
+    lines = re.findall(
+        r"^python -m algorithms (.*)$", Path("README.md").read_text(), re.M
+    )
+    commands = [line.partition("#")[0].split() for line in lines]
+    assert [c[0] for c in commands if not c[0].startswith("configs/")] == [
+        "list",
+        "plan",
+        "compare",
+    ]
+    assert "--overwrite" in commands[-1]
+    for command in commands[:-1]:
+        runs = command[0].startswith("configs/")
+        main(ALGORITHMS, [*command, *(["--runs-dir", str(tmp_path)] if runs else [])])
+    rows = (tmp_path / "digits_fedavg" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["round"] == 60
+    assert "whole run: 60 steps" in capsys.readouterr().out
