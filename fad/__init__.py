@@ -1,6 +1,7 @@
 """Federated computations in JAX, differentiable through the communication."""
 
 from fad import data as data
+from fad import distributed as distributed
 from fad import local as local
 from fad._algorithm import Algorithm as Algorithm
 from fad._errors import ClientValueError as ClientValueError
@@ -11,6 +12,8 @@ from fad._errors import PlacementError as PlacementError
 from fad._errors import PlanError as PlanError
 from fad._errors import RunError as RunError
 from fad._version import __version__ as __version__
+from fad.compile import jit as jit
+from fad.compile import stream as stream
 from fad.modes import grad as grad
 from fad.modes import jacobian as jacobian
 from fad.modes import jvp as jvp

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.core import ShapedArray as ShapedArray
+from jax.core import Tracer as Tracer
 from jax.core import eval_jaxpr as eval_jaxpr
 from jax.extend.core import ClosedJaxpr as ClosedJaxpr
 from jax.extend.core import Jaxpr as Jaxpr
@@ -40,6 +41,11 @@ _NOT_THE_USERS = (
     *(os.path.dirname(f) + os.sep for f in (jax.__file__, __file__)),
     *(m.__file__ for m in (contextlib, functools) if m.__file__),
 )
+
+
+def is_tracer(x: Any) -> bool:
+    """Say whether ``x`` stands for a value in a trace."""
+    return isinstance(x, Tracer)
 
 
 def shape_struct(aval: ShapedArray) -> jax.ShapeDtypeStruct:

@@ -53,7 +53,9 @@ def _run(task: Problem, options: dict[str, Any]) -> tuple[Any, Any, Any]:
         mode = "reverse"  # of nothing
     elif mode == "auto" or options["constraints"]:
         chosen = _choose(task, options).candidate
-        mode, remat = chosen.mode, chosen.remat
+        # Reverse mode keeps by default; asked for, fad.jit would keep too.
+        default = remat is None and chosen.mode == "reverse" and not chosen.remat
+        mode, remat = chosen.mode, None if default else chosen.remat
     value, derivative, aux = getattr(MODES[mode], what)(task, remat=remat)
     if what == "grad":  # of the argument's dtype in every mode, as in JAX
         derivative = jax.tree.map(

@@ -17,13 +17,13 @@ from fad.placement import remat_in_scope
 
 def pullback(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any]:
     """Return the value, the function from its cotangent to the gradient, and aux."""
-    with remat_in_scope(bool(remat)):
+    with remat_in_scope(remat):
         value, pull, aux = jax.vjp(
             lambda x: task.fn(x, task.rest), task.chosen, has_aux=True
         )
 
     def back(cotangent):
-        with remat_in_scope(bool(remat)):
+        with remat_in_scope(remat):
             return pull(cotangent)[0]
 
     return value, back, aux

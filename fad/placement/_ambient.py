@@ -13,8 +13,8 @@ CLIENTS = "clients"  # the placement's name, and the mesh axis that splits it
 _ambient: contextvars.ContextVar[int | None] = contextvars.ContextVar(
     "fad_clients", default=None
 )
-_remat: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "fad_remat", default=False
+_remat: contextvars.ContextVar[bool | None] = contextvars.ContextVar(
+    "fad_remat", default=None
 )
 # JAX's trace caches must not serve a function traced for another number of clients.
 _trace_key = jax.make_user_context(None)
@@ -32,7 +32,7 @@ def clients_in_scope(n: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def remat_in_scope(remat: bool) -> Iterator[None]:
+def remat_in_scope(remat: bool | None) -> Iterator[None]:
     """Set what ``fad.map(..., remat=None)`` means while a mode traces a program."""
     token = _remat.set(remat)
     try:
@@ -42,7 +42,7 @@ def remat_in_scope(remat: bool) -> Iterator[None]:
         _remat.reset(token)
 
 
-def ambient_remat() -> bool:
+def ambient_remat() -> bool | None:
     """Return what ``fad.map(..., remat=None)`` means here."""
     return _remat.get()
 

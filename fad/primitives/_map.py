@@ -86,7 +86,7 @@ def _map_jvp(primals, tangents, *, jaxpr, **params):
         type(t) is not ad.Zero and jax.typeof(t).dtype != jax.dtypes.float0
         for t in tangents
     ]
-    split = linearize(jaxpr, live, remat=params["remat"])
+    split = linearize(jaxpr, live, remat=bool(params["remat"]))
     outs = map_p.bind(*primals, jaxpr=split.fwd, **params)
     residuals = [primals[i] if is_in else outs[i] for is_in, i in split.residuals]
     tangents = pick(split.used_tangents, pick(live, tangents))
