@@ -38,14 +38,15 @@ def train(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     key: jax.Array | None = None,
-    unroll: int = 1,
+    unroll: int | bool = 1,
 ) -> LocalResult:
     """Take one optimizer step per batch that has real rows.
 
     Each step minimises the mean of the real rows' losses; a batch of padding alone
-    leaves params and optimizer state as they were. The optimizer starts afresh. The
-    function is pure and differentiable in ``params``, in the examples, and in whatever
-    ``loss`` and ``optimizer`` close over (a learned client step, for one).
+    leaves params and optimizer state as they were, and where clients run one by one (no
+    ``vmap``) its gradient is not computed. The optimizer starts afresh. The function is
+    pure and differentiable in ``params``, in the examples, and in whatever ``loss`` and
+    ``optimizer`` close over (a learned client step, for one).
 
     Args:
         params: A pytree of arrays.
@@ -55,7 +56,10 @@ def train(
             on padded rows.
         optimizer: Any optax gradient transformation.
         key: This client's key (``fad.local.client_key``), for a random loss.
-        unroll: Steps unrolled per iteration of the loop, as in ``jax.lax.scan``.
+        unroll: Steps unrolled per iteration of the loop, as in ``jax.lax.scan``; True
+            unrolls all. It pays where XLA is slow inside loops (a convolution's
+            gradient on CPU is, some 10 times: see ``fad.local.layers``), if no loop is
+            around ``train`` either. Compiling takes longer by as much.
 
     Returns:
         A ``LocalResult``.
@@ -80,39 +84,41 @@ def train(
     """
 
     def objective(p, examples, mask, step_key):
-        losses = _losses(loss, p, examples, mask, step_key)
-        total, count = _masked_sum(losses, mask)
-        return _mean(total, count), (total, count)
+        total, count = _masked_sum(_losses(loss, p, examples, mask, step_key), mask)
+        return _mean(total, count), total
 
     def step(carry, inputs):
-        p, opt_state = carry
         index, examples, mask = inputs
-        step_key = None if key is None else jax.random.fold_in(key, index)
-        grads, seen = jax.grad(objective, has_aux=True)(p, examples, mask, step_key)
         keep = jnp.any(mask)
-        # A discarded step must have finite derivatives too: 0 is a pole of norms' ones.
-        grads = jax.tree.map(lambda g: jnp.where(keep, g, jnp.ones_like(g)), grads)
-        updates, new_state = optimizer.update(grads, opt_state, p)
-        new = optax.apply_updates(p, updates), new_state
-        carry = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, carry)
-        return carry, (*seen, keep)
+
+        def compute(p):
+            step_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.grad(objective, has_aux=True)(p, examples, mask, step_key)
+
+        def skip(p):
+            # No step uses this gradient. Zeros would be kept for the derivative.
+            _, total = jax.eval_shape(compute, p)
+            return p, jnp.zeros(total.shape, total.dtype)
+
+        grads, total = jax.lax.cond(_computes(keep), compute, skip, carry[0])
+        return _update(optimizer, carry, grads, keep), total
 
     _check_params(params)
     start = jax.tree.map(jnp.asarray, params)
     steps = jnp.arange(batches.mask.shape[0])
-    (params, _), (totals, counts, kept) = jax.lax.scan(
+    (params, _), totals = jax.lax.scan(
         step,
         (start, optimizer.init(start)),
         (steps, batches.examples, batches.mask),
         unroll=unroll,
     )
-    num_examples = counts.sum()
+    num_examples = jnp.sum(batches.mask, dtype=jnp.float32)
     return LocalResult(
         params=params,
         delta=jax.tree.map(jnp.subtract, params, start),
         loss=_mean(totals.sum(), num_examples),
         num_examples=num_examples,
-        num_steps=kept.sum(dtype=jnp.int32),
+        num_steps=jnp.sum(jnp.any(batches.mask, axis=1), dtype=jnp.int32),
     )
 
 
@@ -181,3 +187,29 @@ def _masked_sum(losses: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arra
 
 def _mean(total: jax.Array, count: jax.Array) -> jax.Array:
     return total / jnp.maximum(count, 1).astype(total.dtype)
+
+
+def _update(optimizer, carry, grads, keep):
+    """Return params and optimizer state after the step, or as they were."""
+    # A discarded step must have finite derivatives too: 0 is a pole of norms' ones.
+    grads = jax.tree.map(lambda g: jnp.where(keep, g, jnp.ones_like(g)), grads)
+    params, state = carry
+    updates, state = optimizer.update(grads, state, params)
+    new = optax.apply_updates(params, updates), state
+    return jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, carry)
+
+
+@jax.custom_batching.custom_vmap
+def _computes(keep: jax.Array) -> jax.Array:
+    """Whether to compute a step's gradient: if it counts, and under vmap always.
+
+    A branch taken client by client would under vmap be a selection from both branches,
+    at the cost of both, with masks as large as the params kept for the derivative.
+    """
+    return keep
+
+
+@_computes.def_vmap
+def _(axis_size, in_batched, keep):
+    del axis_size, in_batched, keep
+    return jnp.array(True), False
