@@ -37,6 +37,14 @@ def getkey(request: pytest.FixtureRequest) -> GetKey:
     return GetKey(int(os.environ.get("FAD_TEST_SEED", default)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What ``fad.jit`` remembers on disk is the test run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAD_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Double precision in this test alone."""

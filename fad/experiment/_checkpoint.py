@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fad._errors import RunError
+from fad.distributed import guard
 from fad.experiment._disk import writing
 from fad.experiment._lazy import require
 
@@ -17,7 +18,8 @@ _NAME = "state"  # Of the folder in each checkpoint; there once it is complete.
 class Checkpoints:
     """The checkpoints of a run, by round; the newest two are kept.
 
-    A state is stored as a flat dictionary of arrays by path: any pytree survives.
+    A state is stored as a flat dictionary of arrays by path: any pytree survives. Of
+    several processes all make the same calls; one writes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,9 +43,12 @@ class Checkpoints:
         """Write the state after a round; it is complete on disk or not there."""
         named = {_NAME: _flat(state)}
         try:
-            self._checkpointer.save_checkpointables(step, named, overwrite=True)
+            with guard(f"{self._folder / str(step)}"):
+                self._checkpointer.save_checkpointables(step, named, overwrite=True)
         except Exception as error:  # Orbax raises its own, not OSError.
             self._failed = True
+            if isinstance(error, RunError):  # Another process is lost.
+                raise
             raise RunError(
                 f"{self._folder / str(step)}: this checkpoint cannot be written: "
                 f"{error}. Remove the cause, then continue with --resume."

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from fad import distributed
 from fad._errors import ConfigError, FadError
 from fad.experiment import _toml
 from fad.experiment._compare import compare
 from fad.experiment._config import Experiment, algorithm_name, load
 from fad.experiment._lazy import require
 from fad.experiment._plan import plan_step, run_text, save_figure
+from fad.experiment._processes import leads
 from fad.experiment._report import print_report
 from fad.experiment._run import run
 from fad.experiment._task import make_task
@@ -41,6 +43,19 @@ class Options:
     resume: bool = False
     overwrite: bool = False
     progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions(Options):
+    """How to run one experiment.
+
+    Attributes:
+        distributed: Run as one of several processes over all their devices; the
+            variables FAD_COORDINATOR, FAD_NUM_PROCESSES and FAD_PROCESS_ID, or the
+            cluster, say which.
+    """
+
+    distributed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +126,9 @@ def _experiment(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> N
         hint = _toml.nearest(path, ["compare", "list", "plan"], "commands")
         raise ConfigError(f"unknown command {path!r}. {hint} Or give a .toml file.")
     loaded = load(path, algorithms)
-    experiment, options = _with_flags(loaded, Options(), flags, path)
+    experiment, options = _with_flags(loaded, RunOptions(), flags, path)
+    if options.distributed:
+        distributed.initialize()
     algorithm, task = _build(algorithms, experiment)
     result = run(
         experiment,
@@ -121,7 +138,10 @@ def _experiment(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> N
         resume=options.resume,
         overwrite=options.overwrite,
         progress=options.progress,
+        mesh=distributed.mesh() if options.distributed else None,
     )
+    if not leads():
+        return
     if options.progress:
         print_report(experiment.name, result.rows)
     print(f"wrote {result.folder}")

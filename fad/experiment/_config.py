@@ -74,6 +74,10 @@ class Experiment(Generic[A]):
         cohort: Clients per round.
         batch_size: Examples per local step.
         epochs: Local passes over a client's examples.
+        chunk: Clients whose work a device does at a time, which changes speed, memory
+            and last bits alone; without it 1 on a CPU, else the whole cohort.
+            ``auto`` measures which is fastest, for seconds at the start; a resumed run
+            may then choose otherwise, and differ in the last bits.
         algorithm: Options of the algorithm; the file's ``[algorithm] name`` chooses it.
         data: Options of the data.
         model: Options of the model.
@@ -87,6 +91,7 @@ class Experiment(Generic[A]):
     cohort: int
     batch_size: int
     epochs: int
+    chunk: int | Literal["auto"] | None = None
     algorithm: A
     data: DataConfig
     model: ModelConfig
@@ -101,6 +106,8 @@ class Experiment(Generic[A]):
         _at_least(self, 0, "seed")
         _at_least(self, 1, "rounds", "eval_every", "checkpoint_every")
         _at_least(self, 1, "cohort", "batch_size", "epochs")
+        if isinstance(self.chunk, int):
+            _at_least(self, 1, "chunk")
         if self.cohort > self.data.clients:
             raise ValueError(
                 f"cohort must be <= data.clients, got cohort = {self.cohort} and "

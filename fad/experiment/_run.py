@@ -3,19 +3,23 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from fad._errors import RunError
+from fad.distributed import check_agreement
 from fad.experiment import _folder
 from fad.experiment._checkpoint import Checkpoints
 from fad.experiment._config import Experiment
 from fad.experiment._figure import plot_run
-from fad.experiment._metrics import JsonlWriter, Row, keep_rows
+from fad.experiment._metrics import JsonlWriter, Row, keep_rows, read_rows
+from fad.experiment._processes import any_of, by_first, leads, own_clients, own_copy
 from fad.experiment._progress import Progress
 from fad.experiment._step import compile_step, evaluate, round_cost, strong
 from fad.experiment._stop import Stopped, stop_request
@@ -57,6 +61,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> RunResult:
     """Run an experiment and write its folder.
 
@@ -72,6 +77,9 @@ def run(
         resume: Continue the run in the folder; only ``rounds`` may have grown.
         overwrite: Replace the run in the folder.
         progress: Show progress on stderr.
+        mesh: Devices over which the clients are split, ``fad.distributed.mesh()``. All
+            of its processes call ``run`` together with one folder, which process 0
+            alone writes, as it alone shows progress.
 
     Returns:
         The folder, the last state and the metrics.
@@ -120,22 +128,23 @@ def run(
         True
     """
     folder = Path(folder)
-    _folder.prepare(experiment, folder, resume=resume, overwrite=overwrite)
+    options = {"resume": resume, "overwrite": overwrite}
+    by_first(lambda: _folder.prepare(experiment, folder, **options))
     keys = _Keys(*jax.random.split(jax.random.key(experiment.seed), 3))
-    loop = _Loop(experiment, algorithm, task, keys, folder)
+    loop = _Loop(experiment, algorithm, task, keys, folder, mesh)
     checkpoints = Checkpoints(folder / "checkpoints")
     with contextlib.closing(checkpoints):
         state = jax.tree.map(strong, algorithm.init(keys.init))
         start = max(checkpoints.rounds(), default=0)
         if start:
             state = checkpoints.load(start, state)
-        rows = keep_rows(folder / "metrics.jsonl", start)
-        view = Progress(
-            experiment.name, experiment.rounds, start=start, enabled=progress
-        )
+        check_agreement(f"fad.experiment.run({folder}, from round {start})", [])
+        by_first(lambda: keep_rows(folder / "metrics.jsonl", start))
+        rows, shown = read_rows(folder / "metrics.jsonl"), progress and leads()
+        view = Progress(experiment.name, experiment.rounds, start=start, enabled=shown)
         with contextlib.closing(view):
             state = _train(loop, checkpoints, start, state, rows, view)
-    plot_run(folder, title=experiment.name)
+    by_first(lambda: plot_run(folder, title=experiment.name))
     return RunResult(folder=folder, state=state, rows=rows)
 
 
@@ -149,16 +158,16 @@ def _train(
 ) -> Any:
     """Run the rounds that are left, appending to ``rows``; return the last state."""
     config, folder = loop.experiment, loop.folder
-    writer = JsonlWriter(folder / "metrics.jsonl")
+    writer = JsonlWriter(folder / "metrics.jsonl" if leads() else Path(os.devnull))
     with contextlib.closing(writer), stop_request() as stop_requested:
         for t in range(start + 1, config.rounds + 1):
             state, row = loop.round(t, state)
             rows.append({"round": t, **row})
             writer.write(t, row)
             view.update(t, row)
-            stop = stop_requested()
+            stop = any_of(stop_requested())
             if stop or t % config.checkpoint_every == 0 or t == config.rounds:
-                checkpoints.save(t, state)
+                checkpoints.save(t, own_copy(state, loop.mesh))
             if stop:
                 raise Stopped(
                     f"{folder}: stopped after round {t} of {config.rounds}; "
@@ -186,10 +195,11 @@ class _Loop:
         task: Any,
         keys: _Keys,
         folder: Any,
+        mesh: Mesh | None,
     ) -> None:
-        self.experiment, self.folder = experiment, folder
+        self.experiment, self.folder, self.mesh = experiment, folder, mesh
         self._algorithm, self._task, self._keys = algorithm, task, keys
-        self._step = compile_step(algorithm)
+        self._step = compile_step(algorithm, chunk=experiment.chunk, mesh=mesh)
         self._test = jax.device_put(task.test)
         self._cost: tuple[int, int] | None = None
 
@@ -207,6 +217,7 @@ class _Loop:
         if self._cost is None:
             self._cost = round_cost(self._algorithm.step, state, cohort, key)
             began = time.perf_counter()
+        cohort = own_clients(cohort, self.mesh)
         output = self._step(state, cohort, key)
         new_state, metrics, finite = jax.block_until_ready(output)
         seconds = time.perf_counter() - began
@@ -225,7 +236,8 @@ class _Loop:
         """Join the step's metrics and, where due, those of the test examples."""
         config, tested = self.experiment, {}
         if t % config.eval_every == 0 or t == config.rounds:
-            tested = evaluate(self._task.metrics, state.params, self._test)
+            params = own_copy(state.params, self.mesh)
+            tested = evaluate(self._task.metrics, params, self._test)
         for name, x in metrics.items():
             if jnp.ndim(x):
                 raise RunError(

@@ -224,8 +224,14 @@ def _convert_union(arms: tuple, value: Any, where: str, key: str) -> Any:
         except ConfigError:
             if len(arms) == 1:
                 raise
-    expected = " or ".join(getattr(a, "__name__", str(a)) for a in arms)
-    raise _mismatch(expected, value, where, key)
+    raise _mismatch(" or ".join(map(_arm, arms)), value, where, key)
+
+
+def _arm(schema: Any) -> str:
+    """Return an alternative of a union for a message."""
+    if typing.get_origin(schema) is Literal:
+        return " or ".join(map(repr, typing.get_args(schema)))
+    return getattr(schema, "__name__", str(schema))
 
 
 def _convert_tuple(schema: Any, value: Any, where: str, key: str) -> tuple:

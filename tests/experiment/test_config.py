@@ -82,7 +82,7 @@ def replaced(old: str, new: str) -> str:
         (
             replaced("rounds = 6", "rounds = 6\nepoch = 1"),
             "x.toml: epoch: unknown key. Did you mean 'epochs'? Known keys: algorithm, "
-            "batch_size, checkpoint_every, cohort, data, epochs, eval_every, model, ",
+            "batch_size, checkpoint_every, chunk, cohort, data, epochs, eval_every, mo",
         ),
         (
             replaced("clients = 4", "clients = 4\nalpa = 1.0"),
@@ -151,6 +151,19 @@ def replaced(old: str, new: str) -> str:
         (replaced("rounds = 6", "rounds = 0"), "x.toml: rounds must be >= 1, got 0"),
         (replaced("rounds = 6", "rounds = 6\nseed = -1"), "seed must be >= 0, got -1"),
         (
+            replaced("rounds = 6", "rounds = 6\nchunk = 1.0"),
+            "x.toml: chunk: expected int or 'auto', got 1.0 (float)",
+        ),
+        (
+            replaced("rounds = 6", 'rounds = 6\nchunk = "all"'),
+            "x.toml: chunk: expected int or 'auto', got 'all' (str)",
+        ),
+        (
+            replaced("rounds = 6", "rounds = 6\nchunk = true"),
+            "x.toml: chunk: expected int or 'auto', got True (bool)",
+        ),
+        (replaced("rounds = 6", "rounds = 6\nchunk = 0"), "chunk must be >= 1, got 0"),
+        (
             replaced("cohort = 2", "cohort = 5"),
             "cohort must be <= data.clients, got cohort = 5 and data.clients = 4",
         ),
@@ -171,6 +184,14 @@ def replaced(old: str, new: str) -> str:
 def test_message(tmp_path, text, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_text(tmp_path, text)
+
+
+@pytest.mark.parametrize(("line", "chunk"), [("", None), ("2", 2), ('"auto"', "auto")])
+def test_chunk(tmp_path, line, chunk):
+    line = f"chunk = {line}\n" if line else ""
+    loaded = load_text(tmp_path, line + TOML)
+    assert loaded == experiment(chunk=chunk)
+    assert load_text(tmp_path, dump(loaded)) == loaded
 
 
 @pytest.mark.parametrize(
