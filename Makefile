@@ -31,7 +31,7 @@ wheel-check: $(TOOLS) ## Build the wheel and use it from outside the checkout.
 	$(PY) .ci/wheel_check.py
 
 clean: ## Remove the environments, the builds and the caches, but not runs/.
-	rm -rf $(VENV) .venv-newest build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .benchmarks build dist *.egg-info .cache .hypothesis .pytest_cache .ruff_cache
 	find fad algorithms tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an interrupted installation is done again; and into

@@ -1,12 +1,38 @@
 """Run a benchmark by name: ``python -m benchmarks modes``."""
 
+import argparse
+import signal
 import sys
+from collections.abc import Sequence
 
-from benchmarks import modes
 
-BENCHMARKS = {"modes": modes.main}
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark that is named; return 1 if results disagree."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    commands = parser.add_subparsers(dest="name", required=True)
+    from benchmarks import limit, peers, scale
+
+    commands.add_parser("modes", help="does mode='auto' pick what is cheapest?")
+    commands.add_parser("compiling", help="what does the streaming pass cost?")
+    found = {"peers": peers, "limit": limit, "scale": scale}
+    for name, module in found.items():
+        lines = (module.__doc__ or "").splitlines()
+        module.arguments(commands.add_parser(name, help=lines[0]))
+    options = parser.parse_args(argv)
+    if options.name == "compiling":
+        from benchmarks import compiling
+
+        compiling.main()
+        return 0
+    if options.name == "modes":
+        from benchmarks import modes  # It imports JAX, which takes a second.
+
+        modes.main()
+        return 0
+    return 0 if found[options.name].main(options) else 1
+
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1] not in BENCHMARKS:
-        sys.exit(f"usage: python -m benchmarks {{{','.join(BENCHMARKS)}}}")
-    BENCHMARKS[sys.argv[1]]()
+    # Being ended must end the workers too, which happens where the stack unwinds.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""One script per framework, run in that framework's own environment."""
