@@ -14,6 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     commands.add_parser("modes", help="does mode='auto' pick what is cheapest?")
     commands.add_parser("compiling", help="what does the streaming pass cost?")
+    commands.add_parser("streaming", help="a round over a million clients")
     found = {"peers": peers, "limit": limit, "scale": scale}
     for name, module in found.items():
         lines = (module.__doc__ or "").splitlines()
@@ -23,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks import compiling
 
         compiling.main()
+        return 0
+    if options.name == "streaming":
+        from benchmarks import streaming
+
+        streaming.main()
         return 0
     if options.name == "modes":
         from benchmarks import modes  # It imports JAX, which takes a second.

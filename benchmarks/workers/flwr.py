@@ -8,6 +8,7 @@ import os
 import queue
 import tempfile
 import threading
+import time
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.server import ServerApp
@@ -31,7 +32,8 @@ class Scheduled(FedAvg):
         """Tell every node which client of this round it is."""
         turn = self.turns.get()
         messages = []
-        nodes = sorted(grid.get_node_ids())
+        while len(nodes := sorted(grid.get_node_ids())) < self.schedule.shape[1]:
+            time.sleep(0.05)  # nodes register one by one
         for node, client in zip(nodes, self.schedule[turn], strict=True):
             config = ConfigRecord({"client": int(client)})
             content = RecordDict({"arrays": arrays, "config": config})

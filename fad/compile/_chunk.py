@@ -17,7 +17,7 @@ from fad.compile._estimate import Estimate
 
 # Per backend: seconds of overhead per equation, operations per second of one client's
 # work, the slowdown of a batch, and bytes that a chunk's intermediate values may take.
-_CPU = (1.5e-6, 2e10, 2.0, 64 << 20)
+_CPU = (1.5e-6, 2e10, 2.0, 32 << 20)
 _ACCELERATOR = (1e-5, 2e11, 0.02, 2 << 30)
 
 Rule = Literal["model", "one", "many"]

@@ -178,6 +178,9 @@ class Jitted:
             can = run if measure else None
             found = choose(sweeps, self._devices, can, str(signature))
             self._choices[signature, measure] = found
+            kept = {choice.policy for choice in self._choices.values()}
+            for policy in self._compiled.keys() - kept:  # measured, and slower
+                del self._compiled[policy]
         return self._choices[signature, measure]
 
     def _spared(self, args: tuple) -> list[Any]:

@@ -162,7 +162,8 @@ def map(
         *args: Client values (pytrees may hold several).
         remat: Recompute ``fn`` in a derivative from the client's own inputs instead of
             keeping its intermediate values; None leaves it to the mode (``fad.grad``),
-            and keeps them elsewhere.
+            and keeps them elsewhere. Under ``fad.jit`` None recomputes what a later
+            round needs, and False keeps it.
 
     Returns:
         ``AtClients`` of the structure that ``fn`` returns.
