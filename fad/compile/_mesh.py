@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fad._errors import FadError
@@ -112,7 +113,7 @@ def put(x: Any, mesh: Mesh, axes: Sequence[int]) -> Any:
         mesh: The mesh.
         axes: Its client axis, if any.
     """
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         # device_put knows no keys over several processes.
         laid = put(jax.random.key_data(x), mesh, axes)
         wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(x))
