@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from fad.compile._chunk import Policy
 from fad.compile._explain import SweepReport
@@ -79,3 +80,19 @@ def _time(run: Callable[[Policy], Any], policy: Policy) -> float:
         jax.block_until_ready(run(policy))
         times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+def spared(args: tuple, kwargs: dict, donated: Sequence[int]) -> tuple[tuple, dict]:
+    """Return the arguments with copies of those that a measuring run may use up.
+
+    JAX donates by name too, so with anything donated all keyword arguments are copied.
+    """
+
+    def copy(x: Any) -> Any:
+        return jnp.array(x) if isinstance(x, jax.Array) else x
+
+    given = [
+        jax.tree.map(copy, x) if i in donated or i - len(args) in donated else x
+        for i, x in enumerate(args)
+    ]
+    return tuple(given), jax.tree.map(copy, kwargs) if donated else kwargs

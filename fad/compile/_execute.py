@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fad._compat import bind
+from fad._compat import bind, scan_parts
 from fad.compile._flatten import Ref, shape_of
 from fad.compile._nodes import Out, Rows, Sent, Work
 from fad.compile._program import Program, Step
@@ -152,7 +152,14 @@ class _Run:
         return bind(step.eqn.eqn, [self.plain(ref) for ref in step.eqn.ins])
 
     def _loop(self, step: Step) -> list[Any]:
-        return self.engine.loop(step, [self.value(ref) for ref in step.eqn.ins])
+        eqn, fixed = step.eqn, len(step.eqn.ins)  # what is read as it is, in one piece
+        if eqn.name == "scan":
+            fixed = scan_parts(eqn.eqn).num_consts
+        elif eqn.name == "while":
+            params = eqn.eqn.params
+            fixed = params["cond_nconsts"] + params["body_nconsts"]
+        args = [self.value(ref) for ref in eqn.ins[:fixed]]
+        return self.engine.loop(step, args + [self.stored(r) for r in eqn.ins[fixed:]])
 
     # ---- sweeps --------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from fad._compat import is_tracer
 from fad._errors import FadError, describe
-from fad.compile._auto import Choice, choose
+from fad.compile._auto import Choice, choose, spared
 from fad.compile._chunk import Policy
 from fad.compile._explain import Explanation, Report
 from fad.compile._hosted import (
@@ -172,7 +172,8 @@ class Jitted:
         if (signature, measure) not in self._choices:
 
             def run(policy: Policy) -> Any:
-                return self._jit(policy)(*self._spared(args), **kwargs)
+                given = spared(args, kwargs, self._options["donate_argnums"])
+                return self._jit(policy)(*given[0], **given[1])
 
             sweeps = self._report(Policy("model"), args, kwargs).sweeps
             can = run if measure else None
@@ -182,14 +183,6 @@ class Jitted:
             for policy in self._compiled.keys() - kept:  # measured, and slower
                 del self._compiled[policy]
         return self._choices[signature, measure]
-
-    def _spared(self, args: tuple) -> list[Any]:
-        """Return the arguments with copies of those that a run would use up."""
-        donated = self._options["donate_argnums"]
-        return [
-            jax.tree.map(jax.numpy.array, x) if i in donated else x
-            for i, x in enumerate(args)
-        ]
 
     def _on_mesh(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if self._mesh is None:
@@ -266,13 +259,13 @@ def jit(
         >>> @fad.program
         ... def loss(w, data):
         ...     return fad.mean(fad.map(lambda x: (w * x) ** 2, data))
-        >>> data = fad.AtClients(jnp.ones(1000))
+        >>> data = fad.AtClients(jnp.ones(1024))
         >>> gradient = fad.jit(fad.grad(loss), chunk=8)
         >>> float(gradient(3.0, data))
         6.0
         >>> print(gradient.explain(3.0, data))
         fad.jit(loss): chunk=8, as asked
-          sweep 1: 1000 clients, 8 at a time: <lambda>; 1 sums
+          sweep 1: 1024 clients, 8 at a time: <lambda>; 1 sums
     """
     if not callable(fn):
         raise FadError(f"fad.jit({describe(fn)}): expected a function.")

@@ -127,6 +127,8 @@ def _mul(run: Any, eqn: Eqn, axis: int, weights: Weights) -> Any:
 
 
 def _div(run: Any, eqn: Eqn, axis: int, weights: Weights) -> Any:
+    if not jnp.issubdtype(eqn.outs[0].aval.dtype, jnp.inexact):
+        return None  # whole numbers are truncated for each client
     same = same_for_all(run, eqn.ins[1], axis)
     if same is None:
         return None
@@ -184,6 +186,9 @@ def _dot_general(run: Any, eqn: Eqn, axis: int, weights: Weights) -> Any:
     (cl, cr), (bl, br) = eqn.eqn.params["dimension_numbers"]
     if axis >= len(bl):
         return None
+    short = any(ref.aval.dtype != eqn.outs[0].aval.dtype for ref in eqn.ins)
+    if short and weights.scale is not None:
+        return None  # the numbers per client do not fit the operands' type
     left, right = (run.value(ref) for ref in eqn.ins)
     small = left.size <= right.size
     left = weights.apply(left, bl[axis], scale=small)

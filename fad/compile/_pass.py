@@ -6,7 +6,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from fad._compat import ClosedJaxpr, dce
+from fad._compat import ClosedJaxpr, dce, is_tracer
+from fad._errors import FadError
 from fad.compile._chunk import Policy
 from fad.compile._compiled import Compiled
 from fad.compile._estimate import Estimate, estimate
@@ -48,6 +49,13 @@ def stream(
 ) -> Any:
     """Run ``fn`` on arrays, client work in sweeps; inside a trace of ``jax.jit``."""
     closed, tree = trace(fn, leaves)
+    if any(map(is_tracer, closed.consts)):
+        if mesh is None:
+            return fn(*leaves)  # closes over a trace that may differentiate it
+        raise FadError(
+            "fad.jit(..., mesh=mesh): the function closes over a value of the trace "
+            "around it. Pass that value as an argument."
+        )
     outs = run(closed, leaves, policy=policy, mesh=mesh, report=report)
     return jax.tree.unflatten(tree, outs)
 
