@@ -8,10 +8,10 @@ import jax
 
 from fad._compat import Jaxpr, Literal, jaxprs_in_params, scan_parts
 from fad.compile._execute import Sink
-from fad.compile._flatten import nbytes
 from fad.compile._nodes import OneClient
 from fad.compile._pull import chunk_sums
 from fad.plan._flops import count_flops
+from fad.plan._graph import aval_of, nbytes
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _alive(jaxpr: Jaxpr) -> int:
     for i, eqn in enumerate(jaxpr.eqns):
         inner = max(map(_alive, jaxprs_in_params(eqn.params)), default=0)
         for v in eqn.outvars:
-            size = nbytes(v.aval)
+            size = nbytes(aval_of(v))
             now += size
             end = last.get(v, i)
             dying[end] = dying.get(end, 0) + size

@@ -22,8 +22,7 @@ from fad._compat import (
     open_jaxpr,
     scan_parts,
 )
-
-FEDERATED = frozenset({"fad_broadcast", "fad_map", "fad_sum"})
+from fad.plan._graph import FEDERATED
 
 
 @dataclass(eq=False, repr=False)
@@ -221,8 +220,3 @@ def _live(eqns: list[Eqn], outputs: Sequence[Ref]) -> list[Eqn]:
 def shape_of(ref: Ref) -> tuple[int, ...]:
     """Return the shape of a value; ``()`` for what is no array."""
     return getattr(ref.aval, "shape", ())
-
-
-def nbytes(aval: Any) -> int:
-    """Return the bytes of an array of this type."""
-    return aval.size * aval.dtype.itemsize

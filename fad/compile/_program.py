@@ -9,7 +9,8 @@ level (a client's state); then it is stored, ``[n, *s]``.
 from dataclasses import dataclass, field
 from typing import Any
 
-from fad.compile._flatten import Eqn, Ref, nbytes
+from fad.compile._flatten import Eqn, Ref
+from fad.plan._graph import nbytes
 
 SMALL = 4  # bytes per client that are stored rather than made again
 

@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fad.compile._flatten import Eqn, Flat, Ref, flatten, nbytes, run_eqn, shape_of
+from fad.compile._flatten import Eqn, Flat, Ref, flatten, run_eqn, shape_of
 from fad.compile._linear import LINEAR, RULES, same_for_all
 from fad.compile._weights import Weights
+from fad.plan._graph import nbytes
 
 DEEP = 64  # rules within rules, each a few frames of Python's stack
 MANY = 4  # times that one value is summed with other weights

@@ -109,7 +109,7 @@ def choose(
             costs[candidate] = plan(derivative)(task.chosen, task.rest).cost()
         except (TypeError, ValueError, NotImplementedError) as error:
             # The program itself was planned, so it is this mode that does not apply.
-            refused[candidate] = str(error).splitlines()[0]
+            refused[candidate] = (str(error) or repr(error)).splitlines()[0]
     ranked = sorted(costs, key=lambda c: _rank(costs[c], primal, objective))
     for candidate in ranked:
         broken = _broken(costs[candidate], bounds)
