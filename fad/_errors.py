@@ -4,6 +4,8 @@ Every message says which call, which argument (by its pytree path), what was exp
 what came, and the likely fix.
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -68,3 +70,16 @@ def describe(x: Any) -> str:
     if x is None or isinstance(x, str | int | float | bool | complex):
         return f"{type(x).__name__} {x!r}"
     return type(x).__name__
+
+
+def nearest(name: str, known: Iterable[str], what: str) -> str:
+    """Return the sentence that helps with an unknown name.
+
+    Example:
+        >>> nearest("fedavgg", ["fedavg", "fedprox"], "algorithms")
+        "Did you mean 'fedavg'? Known algorithms: fedavg, fedprox."
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known {what}: {', '.join(known) or 'none'}."

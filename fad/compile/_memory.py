@@ -8,21 +8,12 @@ import hashlib
 import json
 import os
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import jax
 
+from fad._cache_dir import cache_dir
 from fad._version import __version__
-
-
-def folder() -> Path:
-    """Return the folder of the memory."""
-    given = os.environ.get("FAD_CACHE_DIR")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fad"
 
 
 def key_of(*parts: Any) -> str:
@@ -40,7 +31,7 @@ def recall(key: str) -> Any:
 
 def remember(key: str, choice: dict[str, Any]) -> None:
     """Remember a choice; another process never reads a half-written file."""
-    path = folder() / "chunks.json"
+    path = cache_dir() / "chunks.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         entries = _read() | {key: choice}
@@ -55,7 +46,7 @@ def remember(key: str, choice: dict[str, Any]) -> None:
 
 def _read() -> dict[str, Any]:
     try:
-        found = json.loads((folder() / "chunks.json").read_text("utf-8"))
+        found = json.loads((cache_dir() / "chunks.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -28,13 +28,21 @@ def ahead(
     it is; what is raised in the thread is raised here.
     """
     ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-    free, stop = threading.Semaphore(count), threading.Event()
+    # The garbage collector may close this generator anywhere in the thread, so what
+    # both use holds no lock: a semaphore or an event would wait for itself.
+    free: queue.SimpleQueue[None] = queue.SimpleQueue()
+    stopped: list[bool] = []
+    for _ in range(count):
+        free.put(None)
     settings = {name: getattr(jax.config, f"jax_{name}") for name in _SETTINGS}
 
     def work() -> None:
         try:
             with _all_set(settings), contextlib.closing(items):
-                while free.acquire() and not stop.is_set():
+                while True:
+                    free.get()
+                    if stopped:
+                        return
                     item = next(items, _END)
                     ready.put((item if item is _END else put(item), None))
                     if item is _END:
@@ -51,12 +59,13 @@ def ahead(
                 raise error
             if value is _END:
                 return
-            free.release()
+            free.put(None)
             yield value
     finally:
-        stop.set()
-        free.release()
-        thread.join()
+        stopped.append(True)
+        free.put(None)
+        if thread is not threading.current_thread():
+            thread.join()
 
 
 @contextlib.contextmanager

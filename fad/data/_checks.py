@@ -1,7 +1,7 @@
 """Checks of the arguments of ``fad.data``: each names what it expected and got."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from fad._errors import DataError, describe
 
 
-def seed_words(key: jax.Array) -> list[int]:
+def seed_words(call: str, key: jax.Array) -> list[int]:
     """Turn one JAX key, typed or raw, into words that seed numpy."""
     if isinstance(key, jax.Array) and jax.numpy.issubdtype(
         key.dtype, jax.dtypes.prng_key
@@ -20,14 +20,14 @@ def seed_words(key: jax.Array) -> list[int]:
         words = np.asarray(key)
     except jax.errors.TracerArrayConversionError as error:
         raise DataError(
-            "fad.data.Federated.cohort(key=...): sampling runs on the host and needs a "
-            "concrete key, but this one is traced. Call cohort outside jit, grad, vmap "
-            "and scan and pass the cohort in."
+            f"fad.data.{call}(key=...): sampling runs on the host and needs a concrete "
+            "key, but this one is traced. Call it outside jit, grad, vmap and scan and "
+            "pass the cohort in."
         ) from error
-    if words.dtype != np.uint32 or words.ndim != 1:
+    if words.dtype != np.uint32 or words.shape not in ((2,), (4,)):
         raise DataError(
-            "fad.data.Federated.cohort(key=...): expected one key, such as "
-            f"jax.random.key(0); got {describe(key)}."
+            f"fad.data.{call}(key=...): expected one key, such as jax.random.key(0); "
+            f"got {describe(key)}."
         )
     return words.tolist()
 
@@ -55,6 +55,20 @@ def num_rows(call: str, argument: str, examples: Mapping[str, np.ndarray]) -> in
             f"N, at least 1; got {{{given}}}."
         )
     return lengths.pop()
+
+
+def arrays(
+    call: str, argument: str, examples: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return examples as numpy arrays, copying none, or refuse masked ones."""
+    for name, x in examples.items():
+        if isinstance(x, np.ma.MaskedArray):
+            raise DataError(
+                f"fad.data.{call}({argument}=...): expected plain arrays, but {name!r} "
+                "is a masked one, whose mask would be lost. Fill it in by "
+                f"{name}.filled(value), or leave the masked rows or columns out."
+            )
+    return {name: np.asarray(x) for name, x in examples.items()}
 
 
 def check_offsets(offsets: Any, rows: int) -> np.ndarray:
@@ -94,3 +108,115 @@ def check_indices(client: int, part: Any, rows: int) -> np.ndarray:
             f"{call}: expected row numbers in 0..{rows - 1}; got {outside[0]}."
         )
     return part.astype(np.int64)
+
+
+def check_names(names: Any, clients: int) -> tuple[str, ...] | None:
+    """Return the clients' names as a tuple of texts, or refuse them."""
+    if names is None:
+        return None
+    call = "fad.data.Federated(names=...)"
+    # A set has no order, so that which client has which name would be chance.
+    ordered = isinstance(names, Iterable) and not isinstance(names, str | Set)
+    given = tuple(names) if ordered else ()
+    if not ordered or not all(isinstance(name, str) for name in given):
+        raise DataError(f"{call}: expected one text per client; got {names!r}.")
+    if len(given) != clients:
+        raise DataError(
+            f"{call}: expected one name per client, {clients}; got {len(given)}."
+        )
+    return tuple(map(str, given))
+
+
+def natural(call: str, name: str, value: Any) -> int:
+    """Return ``value`` as an int of at least 0, or refuse it."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise DataError(
+            f"fad.data.{call}({name}=...): expected an integer of at least 0; got "
+            f"{value!r}."
+        )
+    return number
+
+
+def real(call: str, name: str, value: Any) -> float:
+    """Return ``value`` as a finite float of at least 0, or refuse it."""
+    number = value if isinstance(value, int | float | np.number) else np.nan
+    if not (number >= 0 and np.isfinite(number)):
+        raise DataError(
+            f"fad.data.{call}({name}=...): expected a finite number of at least 0; got "
+            f"{value!r}."
+        )
+    return float(number)
+
+
+def check_alpha(call: str, name: str, value: Any, parts: int) -> float:
+    """Return the concentration of a Dirichlet law over ``parts``, or refuse it."""
+    number = value if isinstance(value, int | float | np.number) else np.nan
+    # Their sum is what the draw of the shares computes with.
+    if not (number > 0 and np.isfinite(float(number) * parts)):
+        raise DataError(
+            f"fad.data.{call}({name}=...): expected a positive, finite concentration; "
+            f"got {value!r}. For equal shares use fad.data.partition_iid."
+        )
+    return float(number)
+
+
+def check_minimum(call: str, minimum: Any, clients: int, n: int) -> int:
+    """Return how many examples each client gets at least, or refuse it."""
+    minimum = natural(call, "minimum", minimum)
+    if minimum * clients > n:
+        raise DataError(
+            f"fad.data.{call}(minimum={minimum}): {clients} clients with at least "
+            f"{minimum} examples each need {minimum * clients}, but there are only "
+            f"{n}. Ask for at most {n // clients}."
+        )
+    return minimum
+
+
+def check_labels(call: str, name: str, labels: Any) -> np.ndarray:
+    """Return one whole number or text per example, ``[N]``, or refuse them."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.size == 0:
+        raise DataError(
+            f"fad.data.{call}({name}=...): expected one label per example, [N] with N "
+            f"at least 1; got {describe(labels)}."
+        )
+    kinds = {type(label) for label in labels} if labels.dtype.kind == "O" else set()
+    if labels.dtype.kind not in "iubSUO" or kinds - {int, str, bytes} or len(kinds) > 1:
+        given = " and ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(
+            f"fad.data.{call}({name}=...): expected integers or texts, of one kind; "
+            f"got {given or describe(labels)}. Numbers with fractions make no groups: "
+            "round them or sort them into bins (np.digitize) first."
+        )
+    return labels
+
+
+def check_clients(call: str, clients: Any, sizes: np.ndarray) -> np.ndarray:
+    """Return distinct clients' numbers as int64, or refuse them."""
+    chosen = np.asarray(clients)
+    where = f"fad.data.{call}(clients=...)"
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise DataError(
+            f"{where}: expected numbers of clients; got {describe(clients)}. For bools "
+            "pass np.flatnonzero of them."
+        )
+    chosen = chosen.astype(np.int64)
+    outside = chosen[(chosen < 0) | (chosen >= len(sizes))]
+    if outside.size:
+        raise DataError(
+            f"{where}: expected clients in 0..{len(sizes) - 1}; got {outside[0]}."
+        )
+    values, counts = np.unique(chosen, return_counts=True)
+    if (counts > 1).any():
+        raise DataError(
+            f"{where}: client {values[counts > 1][0]} stands there more than once."
+        )
+    if not sizes[chosen].sum():
+        raise DataError(
+            f"{where}: these {chosen.size} clients hold no example. Take one that does."
+        )
+    return chosen

@@ -4,14 +4,14 @@ Each returns a list with one sorted index array per client, in which every examp
 stands exactly once. The same arguments always give the same partition.
 """
 
-from typing import Any
-
 import numpy as np
 
-from fad._errors import DataError, describe
-from fad.data._checks import positive
+from fad._errors import DataError
+from fad.data._checks import check_alpha, check_labels, check_minimum, natural, positive
 
 Partition = list[np.ndarray]
+
+_DRAWS = 1000
 
 
 def partition_iid(n: int, clients: int, *, seed: int) -> Partition:
@@ -41,12 +41,12 @@ def partition_iid(n: int, clients: int, *, seed: int) -> Partition:
             f"fad.data.{call}(clients={clients}): at most one client per example, but "
             f"there are only n={n} examples. Ask for at most {n} clients."
         )
-    order = np.random.default_rng(seed).permutation(n)
+    order = np.random.default_rng(natural(call, "seed", seed)).permutation(n)
     return [np.sort(part) for part in np.array_split(order, clients)]
 
 
 def partition_dirichlet(
-    labels: np.ndarray, clients: int, *, alpha: float, seed: int
+    labels: np.ndarray, clients: int, *, alpha: float, minimum: int = 0, seed: int
 ) -> Partition:
     """Split every label over the clients in shares drawn from Dirichlet(alpha).
 
@@ -54,17 +54,21 @@ def partition_dirichlet(
     a large one approaches the iid partition.
 
     Args:
-        labels: The label of every example, ``[N]``.
+        labels: The label of every example, ``[N]`` integers or texts.
         clients: The number of clients.
         alpha: The concentration, positive and finite, the same for every client.
+        minimum: The smallest size that a client may have. Partitions are drawn one
+            after another, up to 1,000, until one has no smaller client; 0 takes the
+            first.
         seed: The seed of shares and shuffles.
 
     Returns:
-        One sorted index array per client, possibly empty.
+        One sorted index array per client, possibly empty unless ``minimum`` forbids.
 
     Raises:
-        DataError: If labels is not one axis of at least one label, clients is not a
-            positive integer, or alpha is not positive and finite.
+        DataError: If labels is not one axis of at least one integer or text, clients
+            is not a positive integer, alpha is not positive and finite, or the clients
+            cannot have the minimum or no draw gave it to them.
 
     Example:
         >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -76,49 +80,53 @@ def partition_dirichlet(
     Networks, 2019, section 4 (https://arxiv.org/abs/1905.12022).
     """
     call = "partition_dirichlet"
-    labels, clients = _labels(call, labels), positive(call, "clients", clients)
-    if not (alpha > 0 and np.isfinite(alpha)):
-        raise DataError(
-            f"fad.data.{call}(alpha=...): expected a positive, finite concentration; "
-            f"got {alpha!r}. For equal shares use fad.data.partition_iid."
-        )
-    rng = np.random.default_rng(seed)
-    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(clients, float(alpha)))
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
-        for part, chosen in zip(parts, np.split(rows, cuts), strict=True):
-            part.append(chosen)
-    return [np.sort(np.concatenate(part)) for part in parts]
+    labels = check_labels(call, "labels", labels)
+    clients = positive(call, "clients", clients)
+    alpha = check_alpha(call, "alpha", alpha, clients)
+    minimum = check_minimum(call, minimum, clients, len(labels))
+    values, codes = np.unique(labels, return_inverse=True)
+    rows, best = by_owner(codes, len(values)), 0
+    rng = np.random.default_rng(natural(call, "seed", seed))
+    for _ in range(_DRAWS):
+        owner = _dirichlet_owners(rng, rows, clients, alpha)
+        smallest = int(np.bincount(owner, minlength=clients).min())
+        if smallest >= minimum:
+            return by_owner(owner, clients)
+        best = max(best, smallest)
+    raise DataError(
+        f"fad.data.{call}(minimum={minimum}): in each of {_DRAWS} draws one of the "
+        f"{clients} clients got fewer (the best draw gave all of them at least "
+        f"{best}). The bound minimum * clients <= N, {minimum * clients} <= "
+        f"{len(labels)}, is met, but at alpha={alpha:g} such a draw is rare: ask for a "
+        "smaller minimum, fewer clients or a larger alpha."
+    )
 
 
 def partition_shards(
-    labels: np.ndarray, clients: int, *, classes_per_client: int, seed: int
+    labels: np.ndarray, clients: int, *, shards_per_client: int, seed: int
 ) -> Partition:
-    """Sort by label, cut into equal shards, deal each client ``classes_per_client``.
+    """Sort by label, cut into equal shards, deal each client ``shards_per_client``.
 
-    A shard that reaches over the border between two labels holds both.
+    A shard that reaches over the border between two labels holds both. Clients with
+    an exact number of classes: ``partition_classes``.
 
     Args:
-        labels: The label of every example, ``[N]``.
+        labels: The label of every example, ``[N]`` integers or texts.
         clients: The number of clients.
-        classes_per_client: The number of shards that each client gets, at most the
-            number of different labels.
+        shards_per_client: The number of shards that each client gets.
         seed: The seed of the deal.
 
     Returns:
         One sorted index array per client; the sizes differ by at most
-        ``classes_per_client``.
+        ``shards_per_client``.
 
     Raises:
-        DataError: If labels is not one axis of at least one label, a count is not a
-            positive integer, there are fewer labels than classes_per_client, or more
-            shards than examples.
+        DataError: If labels is not one axis of at least one integer or text, a count
+            is not a positive integer, or there are more shards than examples.
 
     Example:
         >>> labels = np.array([0, 1, 2, 3, 0, 1, 2, 3])
-        >>> parts = partition_shards(labels, 2, classes_per_client=2, seed=0)
+        >>> parts = partition_shards(labels, 2, shards_per_client=2, seed=0)
         >>> [len(np.unique(labels[part])) for part in parts]
         [2, 2]
 
@@ -126,21 +134,18 @@ def partition_shards(
     Decentralized Data, 2017, section 3 (https://arxiv.org/abs/1602.05629).
     """
     call = "partition_shards"
-    labels, clients = _labels(call, labels), positive(call, "clients", clients)
-    each = positive(call, "classes_per_client", classes_per_client)
-    shards, distinct = clients * each, len(np.unique(labels))
-    if each > distinct:
-        raise DataError(
-            f"fad.data.{call}(classes_per_client={each}): the labels take only "
-            f"{distinct} different values. Ask for at most {distinct}."
-        )
+    labels = check_labels(call, "labels", labels)
+    clients = positive(call, "clients", clients)
+    each = positive(call, "shards_per_client", shards_per_client)
+    shards = clients * each
     if shards > len(labels):
         raise DataError(
             f"fad.data.{call}(): {clients} clients with {each} shards each need "
             f"{shards} shards, but there are only {len(labels)} examples. Ask for at "
-            f"most {len(labels) // each} clients."
+            f"most {len(labels) // each} clients or {len(labels) // clients} shards "
+            "per client."
         )
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(natural(call, "seed", seed))
     # Shuffled first, so that the stable sort leaves a random order within a label.
     rows = rng.permutation(len(labels))
     rows = rows[np.argsort(labels[rows], kind="stable")]
@@ -149,11 +154,22 @@ def partition_shards(
     return [np.sort(np.concatenate([pieces[i] for i in hand])) for hand in deal]
 
 
-def _labels(call: str, labels: Any) -> np.ndarray:
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.size == 0:
-        raise DataError(
-            f"fad.data.{call}(labels=...): expected one label per example, [N] with N "
-            f"at least 1; got {describe(labels)}."
-        )
-    return labels
+def by_owner(owner: np.ndarray, clients: int) -> Partition:
+    """Return each client's rows from the client of each row, ``[N]``."""
+    order = np.argsort(owner, kind="stable").astype(np.int64)
+    ends = np.cumsum(np.bincount(owner, minlength=clients))[:-1]
+    return np.split(order, ends)
+
+
+def _dirichlet_owners(
+    rng: np.random.Generator, rows: Partition, clients: int, alpha: float
+) -> np.ndarray:
+    """Draw the client of every example, label by label: ``[N]``."""
+    owner = np.empty(sum(map(len, rows)), np.int64)
+    for chosen in rows:
+        shuffled = rng.permutation(chosen)
+        shares = rng.dirichlet(np.full(clients, alpha))
+        cuts = np.rint(np.cumsum(shares)[:-1] * len(chosen)).astype(np.int64)
+        counts = np.diff(cuts, prepend=0, append=len(chosen))
+        owner[shuffled] = np.repeat(np.arange(clients), counts)
+    return owner

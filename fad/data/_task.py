@@ -1,20 +1,22 @@
 """A learning task: data, initial model, loss and metrics."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from fad._errors import DataError, describe
-from fad.data._checks import num_rows
+from fad.data._check_values import check_values
+from fad.data._checks import arrays, num_rows
 from fad.data._federated import Federated
 
 PyTree = Any
 Init = Callable[[jax.Array], PyTree]
 Loss = Callable[[PyTree, dict[str, Any]], jax.Array]
 Metrics = Callable[[PyTree, dict[str, Any]], dict[str, jax.Array]]
+SetMetric = Callable[[PyTree, dict[str, Any]], float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,9 +30,14 @@ class Task:
         init: ``init(key) -> params``.
         loss: ``loss(params, examples) -> [batch]``, one loss per example.
         metrics: ``metrics(params, examples) -> {name: [batch]}``, per example too.
+        set_metrics: Functions ``(params, test) -> number`` by name, for what is no mean
+            over examples: the area under a curve, for one.
 
     Raises:
-        DataError: If train and test differ in their names, row shapes or dtypes.
+        DataError: If train and test differ in their names, row shapes or dtypes, test
+            holds a masked array, or an array holds NaN, infinity or, without
+            ``jax_enable_x64``, integers of more than 32 bits: where, by array, column
+            and client.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,11 +60,12 @@ class Task:
     init: Init
     loss: Loss
     metrics: Metrics
+    set_metrics: Mapping[str, SetMetric] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check that train and test hold examples of one kind."""
-        test = {name: np.asarray(x) for name, x in self.test.items()}
-        num_rows("Task", "test", test)
+        test = arrays("Task", "test", self.test)
+        rows = num_rows("Task", "test", test)
         object.__setattr__(self, "test", test)
         train_row, test_row = _row(self.train.examples), _row(test)
         if train_row != test_row:
@@ -65,6 +73,8 @@ class Task:
                 "fad.data.Task(train=..., test=...): both must hold the same arrays, "
                 f"but a row of train is {train_row} and a row of test is {test_row}."
             )
+        check_values("train", self.train)
+        check_values("test", Federated(test, np.array([0, rows])))
 
 
 def _row(examples: dict[str, np.ndarray]) -> dict[str, str]:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fad import distributed
-from fad._errors import ConfigError, FadError
-from fad.experiment import _toml
+from fad._errors import ConfigError, FadError, nearest
 from fad.experiment._compare import compare
 from fad.experiment._config import Experiment, algorithm_name, load
 from fad.experiment._lazy import require
@@ -59,6 +58,17 @@ class RunOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class CompareOptions(Options):
+    """How to run a comparison.
+
+    Attributes:
+        page: A folder that gets the table and the figure as <name>.md and <name>.png.
+    """
+
+    page: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanOptions:
     """What to make of a plan.
 
@@ -102,7 +112,8 @@ def _dispatch(algorithms: Mapping[str, Any], arguments: list[str]) -> None:
         case ["compare", path, *flags] if not path.startswith("-"):
             _compare(algorithms, path, flags)
         case ["compare", "-h" | "--help", *_]:
-            _parse(Options, Options(), ["--help"], f"{_PROGRAM} compare FILE.toml")
+            program = f"{_PROGRAM} compare FILE.toml"
+            _parse(CompareOptions, CompareOptions(), ["--help"], program)
         case ["compare", *_]:
             raise ConfigError("compare: give the comparison's .toml file first")
         case ["plan", path, *flags] if not path.startswith("-"):
@@ -123,7 +134,7 @@ def _dispatch(algorithms: Mapping[str, Any], arguments: list[str]) -> None:
 def _experiment(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
     """Run one experiment: the file's values, then the flags'."""
     if not Path(path).suffix and not Path(path).exists():
-        hint = _toml.nearest(path, ["compare", "list", "plan"], "commands")
+        hint = nearest(path, ["compare", "list", "plan"], "commands")
         raise ConfigError(f"unknown command {path!r}. {hint} Or give a .toml file.")
     loaded = load(path, algorithms)
     experiment, options = _with_flags(loaded, RunOptions(), flags, path)
@@ -151,9 +162,10 @@ def _plan(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
     """Print what one step and the whole run will cost."""
     loaded = load(path, algorithms)
     experiment, options = _with_flags(loaded, PlanOptions(), flags, f"plan {path}")
-    step = plan_step(experiment, *_build(algorithms, experiment))
+    algorithm, task = _build(algorithms, experiment)
+    step = plan_step(experiment, algorithm, task)
     print(f"{experiment.name}, one step of {_name(experiment)}\n\n{step}\n")
-    print(run_text(experiment, step))
+    print(run_text(experiment, step, task.train.num_clients))
     if options.figure:
         save_figure(step, options.figure)
         print(f"wrote {options.figure}")
@@ -170,7 +182,8 @@ def _name(experiment: Experiment) -> str:
 
 
 def _compare(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
-    options = _parse(Options, Options(), flags, f"{_PROGRAM} compare {path}")
+    program = f"{_PROGRAM} compare {path}"
+    options = _parse(CompareOptions, CompareOptions(), flags, program)
     folder = compare(
         path,
         algorithms,
@@ -178,6 +191,7 @@ def _compare(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None
         resume=options.resume,
         overwrite=options.overwrite,
         progress=options.progress,
+        page=options.page,
     )
     print(f"wrote {folder}")
 

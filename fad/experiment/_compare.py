@@ -14,6 +14,7 @@ from fad.experiment._disk import writing
 from fad.experiment._figure import Curve, plot
 from fad.experiment._folder import check_new
 from fad.experiment._metrics import read_rows
+from fad.experiment._page import write_page
 from fad.experiment._report import print_table
 from fad.experiment._run import Diverged, run
 from fad.experiment._table import (
@@ -46,6 +47,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    page: str | Path | None = None,
 ) -> Path:
     """Run the experiments of a comparison file, then draw and tabulate them.
 
@@ -60,6 +62,7 @@ def compare(
         resume: Continue what was stopped; finished runs are not run again.
         overwrite: Replace the runs that are there.
         progress: Show progress on stderr, and the table on stdout.
+        page: A folder that gets ``<name>.md`` and ``<name>.png``, for documentation.
 
     Returns:
         The folder.
@@ -120,7 +123,11 @@ def compare(
         choose(comparison, entry, _run_entry(points, algorithms, folder, flags))
         for entry, points in work
     ]
-    _write(comparison, results, folder, progress)
+    check_metrics(comparison, results)
+    target = target_level(comparison, results)
+    _write(comparison, results, folder, target, progress)
+    if page is not None:
+        write_page(comparison, path, folder, target, Path(page))
     return folder
 
 
@@ -187,11 +194,13 @@ def _run_point(
 
 
 def _write(
-    comparison: Comparison, results: list[Result], folder: Path, progress: bool
+    comparison: Comparison,
+    results: list[Result],
+    folder: Path,
+    target: float | None,
+    progress: bool,
 ) -> None:
     """Write the figure and the tables."""
-    check_metrics(comparison, results)
-    target = target_level(comparison, results)
     table = tabulate(comparison, results, target)
     head, lines = list(table[0]), cells(table)
     with writing(folder):

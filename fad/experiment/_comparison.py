@@ -5,7 +5,7 @@ import itertools
 import re
 from typing import Any
 
-from fad.experiment import _toml
+from fad._errors import nearest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,8 @@ class Comparison:
         metric: The test metric that is compared; a loss is better when lower.
         window: The metric is its mean over this many last evaluations, so that one
             lucky round counts for little.
-        target_of: Label of the run whose final metric defines the target.
+        target: The level of the metric that counts as reached.
+        target_of: Instead, the label of the run whose final metric defines it.
         target_fraction: The target as a fraction of that metric.
         trace: A step metric for the second panel.
         run: The runs.
@@ -56,6 +57,7 @@ class Comparison:
     title: str
     metric: str = "accuracy"
     window: int = 1
+    target: float | None = None
     target_of: str | None = None
     target_fraction: float = 0.99
     trace: str | None = None
@@ -69,10 +71,12 @@ class Comparison:
             if folders.count(folder) > 1:
                 raise ValueError(f"label {label!r} does not name one run alone")
         if self.target_of is not None and self.target_of not in labels:
-            hint = _toml.nearest(self.target_of, labels, "labels")
+            hint = nearest(self.target_of, labels, "labels")
             raise ValueError(
                 f"target_of: no run is labelled {self.target_of!r}. {hint}"
             )
+        if self.target is not None and self.target_of is not None:
+            raise ValueError("give target or target_of, not both")
         if self.window < 1:
             raise ValueError(f"window must be >= 1, got {self.window}")
         if not 0 < self.target_fraction <= 1:

@@ -1,64 +1,19 @@
 """The configuration of one experiment, and its TOML file."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from fad._errors import ConfigError
+from fad._errors import ConfigError, nearest
 from fad.experiment import _toml
+from fad.experiment._task_config import DataConfig, ModelConfig, at_least
 
 A = TypeVar("A")
 
 _FOLDER_NAME = re.compile(r"\w[\w.+-]*")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which examples there are, and how the clients share them.
-
-    Attributes:
-        set: The data set; ``digits`` is the 8x8 digits of scikit-learn.
-        partition: ``iid``; ``dirichlet`` (label shares drawn per client); ``shards``
-            (a few classes per client).
-        clients: Number of clients.
-        alpha: Concentration of ``dirichlet``: small is heterogeneous.
-        classes_per_client: Classes that a client of ``shards`` holds.
-        seed: Seed of the partition alone.
-    """
-
-    set: Literal["digits"] = "digits"
-    partition: Literal["iid", "dirichlet", "shards"] = "iid"
-    clients: int
-    alpha: float = 0.5
-    classes_per_client: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        _at_least(self, 1, "clients", "classes_per_client")
-        _at_least(self, 0, "seed")
-        if not self.alpha > 0:
-            raise ValueError(f"alpha must be > 0, got {self.alpha}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which model the clients train.
-
-    Attributes:
-        name: ``mlp`` (ReLU layers) or ``logistic`` (one linear layer).
-        hidden: Widths of the hidden layers of ``mlp``.
-    """
-
-    name: Literal["mlp", "logistic"] = "mlp"
-    hidden: tuple[int, ...] = (64, 64)
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if any(width < 1 for width in self.hidden):
-            raise ValueError(f"hidden widths must be >= 1, got {list(self.hidden)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +27,12 @@ class Experiment(Generic[A]):
         eval_every: Rounds between two evaluations on the test examples.
         checkpoint_every: Rounds between two checkpoints.
         cohort: Clients per round.
+        sampling: Clients are drawn ``uniform`` or by ``size``.
+        replace: Whether a client may stand in a cohort more than once.
+        availability: The probability that a client can be reached in a round.
         batch_size: Examples per local step.
         epochs: Local passes over a client's examples.
+        max_examples: At most so many examples of a client in a pass; without it, all.
         chunk: Clients whose work a device does at a time, which changes speed, memory
             and last bits alone; without it 1 on a CPU, else the whole cohort.
             ``auto`` measures which is fastest, for seconds at the start; a resumed run
@@ -89,8 +48,12 @@ class Experiment(Generic[A]):
     eval_every: int
     checkpoint_every: int
     cohort: int
+    sampling: Literal["uniform", "size"] = "uniform"
+    replace: bool = False
+    availability: float = 1.0
     batch_size: int
     epochs: int
+    max_examples: int | None = None
     chunk: int | Literal["auto"] | None = None
     algorithm: A
     data: DataConfig
@@ -103,16 +66,27 @@ class Experiment(Generic[A]):
                 f"name must be a folder name of letters, digits and _ . + -, "
                 f"got {self.name!r}"
             )
-        _at_least(self, 0, "seed")
-        _at_least(self, 1, "rounds", "eval_every", "checkpoint_every")
-        _at_least(self, 1, "cohort", "batch_size", "epochs")
-        if isinstance(self.chunk, int):
-            _at_least(self, 1, "chunk")
-        if self.cohort > self.data.clients:
+        at_least(self, 0, "seed")
+        at_least(self, 1, "rounds", "eval_every", "checkpoint_every")
+        at_least(self, 1, "cohort", "batch_size", "epochs")
+        if self.sampling == "size" and self._weighs_by_examples():
+            raise ValueError(
+                'sampling = "size" weighs clients by their examples already: set '
+                'algorithm.weighting = "uniform"'
+            )
+        for name in ("chunk", "max_examples"):
+            if isinstance(getattr(self, name), int):
+                at_least(self, 1, name)
+        if not 0 < self.availability <= 1:
+            raise ValueError(f"availability must be in (0, 1], got {self.availability}")
+        if not self.replace and self.cohort > (self.data.clients or math.inf):
             raise ValueError(
                 f"cohort must be <= data.clients, got cohort = {self.cohort} and "
                 f"data.clients = {self.data.clients}"
             )
+
+    def _weighs_by_examples(self) -> bool:
+        return getattr(self.algorithm, "weighting", None) == "examples"
 
 
 def load(
@@ -175,7 +149,7 @@ def load(
     if name not in algorithms:
         raise ConfigError(
             f"{where}: algorithm.name: unknown algorithm {name!r}. "
-            f"{_toml.nearest(name, algorithms, 'algorithms')}"
+            f"{nearest(name, algorithms, 'algorithms')}"
         )
     config = algorithms[name].Config
     if algorithm_name(config) != name:
@@ -251,10 +225,3 @@ def _set(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
         if not isinstance(raw, dict):
             raise ConfigError(f"{where}: {key}: {table} is a value, not a table")
     raw[last] = value
-
-
-def _at_least(config: Any, least: int, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < least:
-            got = getattr(config, name)
-            raise ValueError(f"{name} must be >= {least}, got {got}")

@@ -1,8 +1,8 @@
 """Optional packages, imported where they are used."""
 
-import importlib
 from typing import Any
 
+from fad import _optional
 from fad._errors import RunError
 
 
@@ -18,10 +18,4 @@ def require(module: str) -> Any:
     Raises:
         RunError: It is not installed.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise RunError(
-            f"experiments need the package {error.name!r}, which is not installed: "
-            f'pip install "fad[experiments]"'
-        ) from error
+    return _optional.require(module, RunError, "experiments need")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fad._errors import ConfigError
+from fad.experiment._cohorts import cohort_options
 from fad.experiment._config import Experiment
 from fad.experiment._step import strong
 from fad.plan import Plan, plan
@@ -30,16 +31,19 @@ def plan_step(experiment: Experiment, algorithm: Any, task: Any) -> Plan:
     key = jax.eval_shape(lambda: jax.random.key(experiment.seed))
     state = jax.eval_shape(lambda k: jax.tree.map(strong, algorithm.init(k)), key)
     cohort = task.train.cohort(
-        np.zeros(2, np.uint32),  # any key gives these shapes
+        np.zeros(2, np.uint32),  # any key gives these shapes: those of the largest
         experiment.cohort,
-        batch_size=experiment.batch_size,
-        epochs=experiment.epochs,
+        bucket_growth=None,
+        **cohort_options(experiment, task.train.num_clients),
     )
     return plan(algorithm.step)(state, jax.eval_shape(lambda c: c, cohort), key)
 
 
-def run_text(experiment: Experiment, step: Plan) -> str:
-    """Return what the whole run costs, as text for a person."""
+def run_text(experiment: Experiment, step: Plan, clients: int) -> str:
+    """Return what the whole run costs, as text for a person.
+
+    The FLOPs are those of rounds whose largest client is the federation's.
+    """
     cost, steps = step.cost(), experiment.rounds
 
     def traffic(times: int) -> str:
@@ -47,12 +51,13 @@ def run_text(experiment: Experiment, step: Plan) -> str:
             bytes_text(times * cost.bytes_down),
             bytes_text(times * cost.bytes_up),
         )
-        return f"{down} down, {up} up, {flops_text(times * cost.client_flops)}"
+        flops = flops_text(times * cost.client_flops)
+        return f"{down} down, {up} up, at most {flops}"
 
     return "\n".join(
         [
             f"whole run: {steps} steps, {steps * cost.rounds} rounds, "
-            f"{experiment.cohort} of {experiment.data.clients} clients in each step",
+            f"{experiment.cohort} of {clients} clients in each step",
             f"  a client in every step  {traffic(steps)}",
             f"  all clients together    {traffic(steps * step.clients)}",
         ]

@@ -16,12 +16,19 @@ from fad._errors import RunError
 from fad.distributed import check_agreement
 from fad.experiment import _folder
 from fad.experiment._checkpoint import Checkpoints
+from fad.experiment._cohorts import make_cohorts
 from fad.experiment._config import Experiment
 from fad.experiment._figure import plot_run
 from fad.experiment._metrics import JsonlWriter, Row, keep_rows, read_rows
 from fad.experiment._processes import any_of, by_first, leads, own_clients, own_copy
 from fad.experiment._progress import Progress
-from fad.experiment._step import compile_step, evaluate, round_cost, strong
+from fad.experiment._step import (
+    compile_step,
+    evaluate,
+    round_cost,
+    strong,
+    test_names,
+)
 from fad.experiment._stop import Stopped, stop_request
 
 
@@ -129,15 +136,19 @@ def run(
     """
     folder = Path(folder)
     options = {"resume": resume, "overwrite": overwrite}
-    by_first(lambda: _folder.prepare(experiment, folder, **options))
     keys = _Keys(*jax.random.split(jax.random.key(experiment.seed), 3))
+    # What does not fit the data is refused before there is a folder.
     loop = _Loop(experiment, algorithm, task, keys, folder, mesh)
+    by_first(lambda: _folder.prepare(experiment, folder, **options))
     checkpoints = Checkpoints(folder / "checkpoints")
-    with contextlib.closing(checkpoints):
+    with contextlib.closing(checkpoints), contextlib.closing(loop.cohorts):
         state = jax.tree.map(strong, algorithm.init(keys.init))
         start = max(checkpoints.rounds(), default=0)
         if start:
-            state = checkpoints.load(start, state)
+            like = {"state": state, "cohorts": loop.cohorts.state}
+            saved = checkpoints.load(start, like)
+            state = saved["state"]
+            loop.cohorts.restore(jax.device_get(saved["cohorts"]))
         check_agreement(f"fad.experiment.run({folder}, from round {start})", [])
         by_first(lambda: keep_rows(folder / "metrics.jsonl", start))
         rows, shown = read_rows(folder / "metrics.jsonl"), progress and leads()
@@ -167,7 +178,8 @@ def _train(
             view.update(t, row)
             stop = any_of(stop_requested())
             if stop or t % config.checkpoint_every == 0 or t == config.rounds:
-                checkpoints.save(t, own_copy(state, loop.mesh))
+                whole = own_copy(state, loop.mesh)
+                checkpoints.save(t, {"state": whole, "cohorts": loop.cohorts.state})
             if stop:
                 raise Stopped(
                     f"{folder}: stopped after round {t} of {config.rounds}; "
@@ -199,20 +211,16 @@ class _Loop:
     ) -> None:
         self.experiment, self.folder, self.mesh = experiment, folder, mesh
         self._algorithm, self._task, self._keys = algorithm, task, keys
+        self.cohorts = make_cohorts(experiment, task, keys.data, mesh)
         self._step = compile_step(algorithm, chunk=experiment.chunk, mesh=mesh)
         self._test = jax.device_put(task.test)
         self._cost: tuple[int, int] | None = None
+        self._tested: set[str] | None = None  # names of the test's metrics
 
     def round(self, t: int, state: Any) -> tuple[Any, dict[str, float]]:
         """Run round ``t`` (from 1): the new state and the metrics of the round."""
-        config = self.experiment
         began = time.perf_counter()
-        cohort = self._task.train.cohort(
-            jax.random.fold_in(self._keys.data, t),
-            config.cohort,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-        )
+        cohort = next(self.cohorts)
         key = jax.random.fold_in(self._keys.step, t)
         if self._cost is None:
             self._cost = round_cost(self._algorithm.step, state, cohort, key)
@@ -237,15 +245,16 @@ class _Loop:
         config, tested = self.experiment, {}
         if t % config.eval_every == 0 or t == config.rounds:
             params = own_copy(state.params, self.mesh)
-            tested = evaluate(self._task.metrics, params, self._test)
+            tested = evaluate(self._task, params, self._test)
         for name, x in metrics.items():
             if jnp.ndim(x):
                 raise RunError(
                     f"algorithm.step: metrics[{name!r}] must be a scalar, got shape "
                     f"{jnp.shape(x)}"
                 )
-        reserved = {"accuracy", "loss", "round", "seconds", "bytes_down", "bytes_up"}
-        reserved |= set(tested)
+        if self._tested is None:
+            self._tested = test_names(self._task, state.params, self._test)
+        reserved = {"round", "seconds", "bytes_down", "bytes_up", *self._tested}
         values = {k: float(x) for k, x in jax.device_get(metrics).items()}
         named = {f"train_{k}" if k in reserved else k: v for k, v in values.items()}
         return {**named, **tested}

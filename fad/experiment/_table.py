@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fad._errors import RunError
-from fad.experiment import _toml
+from fad._errors import RunError, nearest
 from fad.experiment._comparison import Comparison, Entry
 from fad.experiment._metrics import Row, trailing_means
 from fad.experiment._report import summary
@@ -64,7 +63,7 @@ def check_metrics(comparison: Comparison, results: Sequence[Result]) -> None:
     for name in filter(None, (comparison.metric, comparison.trace)):
         if name not in known:
             raise RunError(
-                f"unknown metric {name!r}. {_toml.nearest(name, known, 'metrics')}"
+                f"unknown metric {name!r}. {nearest(name, known, 'metrics')}"
             )
 
 
@@ -73,6 +72,8 @@ def target_level(comparison: Comparison, results: Sequence[Result]) -> float | N
 
     There is none where the run that defines it diverged.
     """
+    if comparison.target is not None:
+        return comparison.target
     for result in results:
         if result.entry.label == comparison.target_of:
             final = _line(comparison, result.best, None)[f"final {comparison.metric}"]

@@ -1,7 +1,7 @@
 """The task that a configuration describes: its clients, model, loss and metrics."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,15 +10,12 @@ import numpy as np
 import optax
 
 from fad import data as fad_data
-from fad.experiment._config import DataConfig, ModelConfig
+from fad.data._task import SetMetric
+from fad.experiment._clients import clients_and_test
 from fad.experiment._lazy import require
-
-Examples = dict[str, np.ndarray]
-
-# One entry per value of DataConfig.set: add yours here.
-_SETS: dict[str, Callable[[], tuple[Examples, Examples]]] = {
-    "digits": fad_data.load_digits,
-}
+from fad.experiment._sets import Source, read
+from fad.experiment._step import EVAL_BATCH
+from fad.experiment._task_config import DataConfig, ModelConfig
 
 
 @functools.cache
@@ -31,10 +28,15 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
 
     Returns:
         The task. Its loss and its metrics ``accuracy`` and ``loss`` are per example:
-        ``[batch]``.
+        ``[batch]``; of text, an example's are the means over its characters. Two
+        classes have the metric ``auc`` over all test examples too; real values have
+        ``loss``, half the squared error, alone. With static batch norm the examples
+        have ``real: [batch]`` too, False on padding, which its statistics leave out;
+        the test's are those of batches of up to 512.
 
     Raises:
-        DataError: The data set cannot be partitioned as asked.
+        ConfigError: The set or the model does not fit the other options.
+        DataError: The set is not there, or cannot be partitioned as asked.
         RunError: Flax is not installed.
 
     Example:
@@ -42,49 +44,98 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
         >>> task.name, task.train.num_clients
         ('digits-mlp', 10)
     """
-    train, test = _SETS[data.set]()
-    clients = fad_data.Federated.from_indices(train, _partition(data, train["y"]))
-    classes = int(max(train["y"].max(), test["y"].max())) + 1
-    net = require("fad.experiment._models").MODELS[model.name](model, classes)
-    row = train["x"][:1]
+    source = read(data)
+    train, test = clients_and_test(source, data)
+    make = require("fad.models").make
+    options = model.options()
+    if model.name == "char_transformer":
+        options["length"] = data.length
+    net = make(model.name, classes=source.outputs, **options)
+    if model.norm == "static_batch":
+        train, test = _with_real(train, test)
+    row = train.examples["x"][:1]
 
     def init(key: jax.Array) -> Any:
-        return net.init(key, row)["params"]
+        return net.init(key, _features(row, source))["params"]
 
-    def loss(params: Any, examples: dict[str, Any]) -> jax.Array:
-        logits = net.apply({"params": params}, examples["x"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, examples["y"])
+    def outputs(params: Any, examples: dict[str, Any]) -> jax.Array:
+        mask = [examples["real"]] if "real" in examples else []
+        return net.apply({"params": params}, _features(examples["x"], source), *mask)
 
     def metrics(params: Any, examples: dict[str, Any]) -> dict[str, jax.Array]:
-        logits, y = net.apply({"params": params}, examples["x"]), examples["y"]
-        return {
-            "accuracy": (logits.argmax(-1) == y).astype(jnp.float32),
-            "loss": optax.softmax_cross_entropy_with_integer_labels(logits, y),
-        }
+        return _METRICS[source.kind](outputs(params, examples), examples["y"])
+
+    def loss(params: Any, examples: dict[str, Any]) -> jax.Array:
+        return metrics(params, examples)["loss"]
 
     return fad_data.Task(
         name=f"{data.set}-{model.name}",
-        train=clients,
+        train=train,
         test=test,
         init=init,
         loss=loss,
         metrics=metrics,
+        set_metrics={"auc": _auc(outputs)} if _two_classes(source) else {},
     )
 
 
-def _partition(data: DataConfig, labels: np.ndarray) -> Sequence[np.ndarray]:
-    """Return the rows of each client."""
-    match data.partition:
-        case "iid":
-            return fad_data.partition_iid(len(labels), data.clients, seed=data.seed)
-        case "dirichlet":
-            return fad_data.partition_dirichlet(
-                labels, data.clients, alpha=data.alpha, seed=data.seed
-            )
-        case "shards":
-            return fad_data.partition_shards(
-                labels,
-                data.clients,
-                classes_per_client=data.classes_per_client,
-                seed=data.seed,
-            )
+def _with_real(
+    train: fad_data.Federated, test: dict[str, np.ndarray]
+) -> tuple[fad_data.Federated, dict[str, np.ndarray]]:
+    """Mark real rows, which batch statistics need to know: padding is False."""
+
+    def rows(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**examples, "real": np.ones(len(examples["y"]), bool)}
+
+    return dataclasses.replace(train, examples=rows(train.examples)), rows(test)
+
+
+def _features(x: Any, source: Source) -> jax.Array:
+    """Return pixels as numbers in [0, 1], and anything else as it is."""
+    x = jnp.asarray(x)
+    return x if source.scale is None else x.astype(jnp.float32) / source.scale
+
+
+def _class_metrics(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    return {
+        "accuracy": (logits.argmax(-1) == y).astype(jnp.float32),
+        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, y),
+    }
+
+
+def _character_metrics(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """Average over a window: ``[batch, length] -> [batch]``; 0 is padding."""
+    real = (y > 0).astype(logits.dtype)
+    count = jnp.maximum(real.sum(axis=1), 1)
+    each = _class_metrics(logits, y)
+    return {name: (real * x).sum(axis=1) / count for name, x in each.items()}
+
+
+def _value_metrics(predicted: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    return {"loss": 0.5 * (predicted[:, 0] - y) ** 2}
+
+
+_METRICS = {
+    "classes": _class_metrics,
+    "characters": _character_metrics,
+    "values": _value_metrics,
+}
+
+
+def _two_classes(source: Source) -> bool:
+    return source.kind == "classes" and source.outputs == 2
+
+
+def _auc(outputs: Any) -> SetMetric:
+    """Return the area under the ROC curve as a metric of all test examples."""
+    logits = jax.jit(outputs)
+
+    def auc(params: Any, examples: dict[str, Any]) -> float:
+        area, scores = require("sklearn.metrics").roc_auc_score, []
+        for start in range(0, len(examples["y"]), EVAL_BATCH):
+            batch = {k: x[start : start + EVAL_BATCH] for k, x in examples.items()}
+            negative, positive = jax.device_get(logits(params, batch)).T
+            scores.append(positive - negative)
+        return float(area(np.asarray(examples["y"]), np.concatenate(scores)))
+
+    return auc

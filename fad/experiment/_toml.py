@@ -12,11 +12,11 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from fad._errors import ConfigError
+from fad._errors import ConfigError, nearest
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -46,19 +46,6 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: not UTF-8 text ({error})") from None
-
-
-def nearest(name: str, known: Iterable[str], what: str) -> str:
-    """Return the sentence that helps with an unknown name.
-
-    Example:
-        >>> nearest("fedavgg", ["fedavg", "fedprox"], "algorithms")
-        "Did you mean 'fedavg'? Known algorithms: fedavg, fedprox."
-    """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known {what}: {', '.join(known) or 'none'}."
 
 
 def convert(schema: Any, value: Any, *, where: str, key: str = "") -> Any:

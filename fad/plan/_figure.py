@@ -6,11 +6,11 @@ falls. Equal rounds are one column, and a bracket says how often they happen. A 
 many columns is cut into strips.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fad._errors import PlanError
+from fad._optional import require
 from fad.plan._fold import Block, Folded, fold
 from fad.plan._text import bytes_text, clip, flops_text, names_text, rounds_text
 from fad.plan._values import Round
@@ -54,13 +54,8 @@ def draw(plan: "Plan") -> Any:
 
 
 def _matplotlib(module: str) -> Any:
-    try:
-        return importlib.import_module(f"matplotlib.{module}")
-    except ModuleNotFoundError as error:
-        raise PlanError(
-            f"fad.plan: drawing a plan needs the package {error.name!r}, which is not "
-            'installed: pip install "fad[experiments]". print(plan) needs no package.'
-        ) from error
+    needs, hint = "fad.plan: drawing a plan needs", ". print(plan) needs no package."
+    return require(f"matplotlib.{module}", PlanError, needs, hint)
 
 
 def _strips(blocks: Sequence[Block]) -> list[list[Block]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from algorithms import ALGORITHMS
+from fad import ConfigError
 from fad.experiment import dump, load, main
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,14 @@ def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
     assert rows[-1]["bytes_up"] >= 3 * model
     assert (folder / "figure.png").exists()
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_examples_do_not_weigh_twice():
+    path = CONFIGS / "digits_fedavg.toml"
+    by_size = {"sampling": "size", "replace": True}
+    with pytest.raises(ConfigError, match=r"set algorithm\.weighting = \"uniform\""):
+        load(path, ALGORITHMS, overrides=by_size)
+    load(path, ALGORITHMS, overrides={**by_size, "algorithm.weighting": "uniform"})
 
 
 def test_the_readme_commands_work_in_their_order(tmp_path, monkeypatch, capsys):

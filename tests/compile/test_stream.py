@@ -15,6 +15,7 @@ import pytest
 
 import fad
 from fad.compile import _host
+from fad.compile._prefetch import ahead
 from tests.compile.programs import (
     CLIENTS,
     average,
@@ -421,7 +422,7 @@ def test_cohorts_of_a_data_set():
 
     def cohort(index):
         key = jax.random.fold_in(jax.random.key(0), index)
-        return [data.cohort(key, 4, batch_size=8)]
+        return [data.cohort(key, 4, batch_size=8, bucket_growth=None)]
 
     @fad.program
     def one(w, batches):
@@ -582,6 +583,41 @@ def test_stopping_early_ends_the_thread_and_the_reader(monkeypatch):
         fad.jit(fad.program(fad.sum))(stream)
     assert not threads()
     assert closed == [True]
+
+
+@pytest.mark.parametrize("at", range(24))
+def test_may_be_closed_at_any_place_of_its_thread(at):
+    """As the garbage collector does where it finds an iteration that was dropped."""
+    begin, passed, closed = threading.Event(), [], threading.Event()
+
+    def items():
+        yield 1
+        begin.wait()
+        passed.append(0)
+        while True:
+            yield 2
+
+    def close(*_):
+        if not passed or closed.is_set():
+            return
+        passed[0] += 1
+        if passed[0] == at + 1:
+            read.close()
+            closed.set()
+
+    # So far ahead that the thread is not left waiting for the next item to be taken.
+    read = ahead(items(), 50, lambda item: item)
+    threading.setprofile(close)
+    try:
+        assert next(read) == 1
+    finally:
+        threading.setprofile(None)
+        begin.set()
+    assert closed.wait(timeout=10)
+    for thread in threading.enumerate():
+        if thread.name == "fad.stream":
+            thread.join(timeout=10)
+    assert not threads()
 
 
 # ---- compilation, meshes, reports ----------------------------------------------------

@@ -1,33 +1,22 @@
-import time
+import tracemalloc
+from functools import partial
+from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fad import AtClients
 from fad.data import Federated, partition_dirichlet
 
 SIZES = [0, 1, 7, 100]
 
 
-def ragged(sizes=SIZES):
+def ragged(sizes=SIZES, **options):
     """Clients of these sizes; every value of x and y tells its row, from 1 on."""
     offsets = np.cumsum([0, *sizes])
     rows = np.arange(1, offsets[-1] + 1)
-    return Federated(
-        {"x": np.stack([rows, rows], 1).astype(np.float32), "y": rows}, offsets
-    )
-
-
-def batches(data, key, size, **options):
-    cohort = data.cohort(key, size, **options)
-    assert isinstance(cohort, AtClients)
-    return cohort.unsafe_gather()
-
-
-def held(got, i):
-    """The rows of client i of a cohort, in the order in which it sees them."""
-    return got.examples["y"][i][got.mask[i]]
+    x = np.stack([rows, rows], 1).astype(np.float32)
+    return Federated({"x": x, "y": rows}, offsets, **options)
 
 
 def test_clients_and_sizes():
@@ -54,114 +43,23 @@ def test_from_indices_takes_a_partition():
     np.testing.assert_array_equal(data.client(3)["y"], labels[parts[3]])
 
 
-@pytest.mark.parametrize(("batch_size", "epochs"), [(1, 1), (8, 1), (8, 3), (128, 2)])
-def test_cohort_holds_every_example_once_per_epoch(getkey, batch_size, epochs):
-    data = ragged()
-    got = batches(data, getkey(), 4, batch_size=batch_size, epochs=epochs)
-    steps = epochs * -(-100 // batch_size)
-    assert got.mask.shape == (4, steps, batch_size)
-    assert got.examples["x"].shape == (4, steps, batch_size, 2)
-    np.testing.assert_array_equal(got.client, np.arange(4))
-    for i in range(4):
-        of_epochs = np.split(held(got, i), epochs)
-        for rows in of_epochs:
-            np.testing.assert_array_equal(np.sort(rows), data.client(i)["y"])
-    for x, dtype in ((got.examples["x"], np.float32), (got.client, np.int32)):
-        assert x.dtype == dtype
+def test_describe_tells_of_sizes_labels_and_names():
+    y, x = np.array([0, 0, 0, 1, 1, 1, 0, 1]), np.ones(8, np.float32)
+    x[7] = np.nan
+    offsets, names = np.array([0, 3, 3, 6, 8]), ("a", "b", "c", "d")
+    data = Federated({"x": x, "role": y}, offsets, names=names)
+    sizes, missing = data.describe().splitlines()
+    assert sizes.startswith("4 clients (1 empty), 8 examples; sizes min 0, median 2.5")
+    assert missing == "NaN in x: 1 rows, at d (1)"
+    assert "label entropy 0.33 bits within" in data.describe(label="role")
 
 
-def test_each_epoch_has_its_own_order(getkey):
-    first, second = np.split(
-        held(batches(ragged(), getkey(), 4, batch_size=8, epochs=2), 3), 2
-    )
-    assert not np.array_equal(first, second)
-
-
-def test_padding_is_zero(getkey):
-    got = batches(ragged(), getkey(), 4, batch_size=8)
-    assert not got.examples["x"][~got.mask].any()
-    assert not got.examples["y"][~got.mask].any()
-    assert (got.examples["y"] > 0).sum() == sum(SIZES)
-
-
-def test_every_cohort_has_one_shape(getkey):
-    data = ragged([3, 50, 0, 1, 9, 2])
-    shapes = {
-        batches(data, getkey(), 2, batch_size=4, epochs=2).mask.shape for _ in range(10)
-    }
-    assert shapes == {(2, 2 * 13, 4)}
-
-
-def test_sampling_is_without_replacement_and_reaches_everyone(getkey):
-    data, seen = ragged([1] * 20), set()
-    for _ in range(50):
-        clients = batches(data, getkey(), 5, batch_size=1).client
-        assert (np.diff(clients) > 0).all()
-        seen |= set(clients.tolist())
-    assert seen == set(range(20))
-
-
-def test_same_key_same_cohort(getkey):
-    data, key = ragged([5] * 30), getkey()
-    first, again = (batches(data, key, 4, batch_size=2, epochs=2) for _ in range(2))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    other = batches(data, getkey(), 4, batch_size=2, epochs=2)
-    assert not np.array_equal(first.client, other.client)
-
-
-def test_raw_and_typed_keys_give_the_same_cohort():
-    data = ragged([5] * 30)
-    typed = batches(data, jax.random.key(3), 4, batch_size=2)
-    raw = batches(data, jax.random.PRNGKey(3), 4, batch_size=2)
-    jax.tree.map(np.testing.assert_array_equal, typed, raw)
-
-
-def test_other_key_implementations_work():
-    got = batches(ragged(), jax.random.key(3, impl="rbg"), 2, batch_size=2)
-    assert got.client.shape == (2,)
-
-
-def test_a_clients_order_does_not_depend_on_the_cohort(getkey):
-    data, key = ragged([9, 30, 4, 30]), getkey()
-    everyone = batches(data, key, 4, batch_size=8, epochs=2)
-    some = batches(data, key, 2, batch_size=8, epochs=2)
-    for i, client in enumerate(some.client):
-        np.testing.assert_array_equal(held(some, i), held(everyone, client))
-
-
-def test_a_clients_order_depends_on_the_client(getkey):
-    got = batches(ragged([30, 30]), getkey(), 2, batch_size=8)
-    assert not np.array_equal(held(got, 0), held(got, 1) - 30)
-
-
-def test_a_clients_order_does_not_depend_on_the_other_clients(getkey):
-    key = getkey()
-    few = batches(ragged([30, 5]), key, 2, batch_size=8)
-    many = batches(ragged([30, 1, 8]), key, 3, batch_size=8)
-    np.testing.assert_array_equal(held(few, 0), held(many, 0))
-
-
-def test_a_cohort_of_100_from_100_000_clients_takes_milliseconds(getkey):
-    data = ragged([0, 5, 20, 3] * 25_000)
-    key = getkey()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        data.cohort(key, 100, batch_size=10)
-        times.append(time.perf_counter() - start)
-    # Some 3 ms on an idle core; the bound leaves room for a busy one.
-    assert min(times) < 0.1
-
-
-def test_describe_counts_clients_and_sizes():
-    text = Federated({"x": np.zeros(108)}, np.cumsum([0, *SIZES])).describe()
-    assert text == "4 clients, 108 examples; sizes min 0, median 4, max 100"
-
-
-def test_describe_measures_how_labels_differ():
-    y = np.array([0, 0, 0, 1, 1, 1, 0, 1])
-    text = Federated({"y": y}, np.array([0, 3, 3, 6, 8])).describe()
-    assert text.endswith("label entropy 0.33 bits within clients, 1.00 overall")
+def test_figure_names_the_clients_and_is_written(tmp_path):
+    data = Federated({"y": np.arange(4)}, np.array([0, 3, 4]), names=("ann", "bo"))
+    drawn = data.figure(path=tmp_path / "clients.png", title="Two")
+    assert (tmp_path / "clients.png").stat().st_size > 0
+    texts = {t.get_text() for axes in drawn.axes for t in axes.get_xticklabels()}
+    assert {"ann", "bo"} <= texts
 
 
 def test_repr_names_the_arrays():
@@ -243,7 +141,7 @@ def test_refuses_indices(part, match):
         Federated.from_indices({"x": np.zeros(3)}, [np.array([0]), part])
 
 
-@pytest.mark.parametrize("i", [-1, 4, 0.5])
+@pytest.mark.parametrize("i", [-1, 4, 0.5, 1.0, True, np.True_, "1", None])
 def test_refuses_a_client_that_is_not_there(i):
     with pytest.raises(
         ValueError, match=r"client\(i=.*\): expected a client in 0\.\.3"
@@ -251,30 +149,104 @@ def test_refuses_a_client_that_is_not_there(i):
         ragged().client(i)
 
 
-@pytest.mark.parametrize("name", ["size", "batch_size", "epochs"])
-@pytest.mark.parametrize("value", [0, -2, 1.5])
-def test_refuses_numbers(getkey, name, value):
-    options = {"size": 2, "batch_size": 2, "epochs": 1, name: value}
-    match = rf"Federated.cohort\({name}=\.\.\.\): expected a positive integer; got"
+def test_names_follow_the_clients():
+    data = ragged([1, 2], names=("a", "b"))
+    assert data.names == ("a", "b")
+    assert ragged().names is None
+    parts = [np.array([0]), np.array([1])]
+    data = Federated.from_indices({"x": np.arange(2)}, parts, names=["c", "d"])
+    assert data.names == ("c", "d")
+
+
+@pytest.mark.parametrize("i", [2, np.int32(2), jnp.int32(2)])
+def test_a_client_by_any_integer(i):
+    assert ragged().client(i)["y"].tolist() == list(range(2, 9))
+
+
+@pytest.mark.parametrize("names", ["ab", (1, 2), 5, b"ab", {"a", "b"}])
+@pytest.mark.parametrize("gathered", [False, True])
+def test_refuses_names_that_are_no_texts(names, gathered):
+    x, parts = {"x": np.arange(2)}, [np.array([0]), np.array([1])]
+    make = partial(Federated.from_indices, x, parts) if gathered else ragged
+    match = r"Federated\(names=\.\.\.\): expected one text per client; got"
     with pytest.raises(ValueError, match=match):
-        ragged().cohort(getkey(), **options)
+        make(names=names)
 
 
-def test_refuses_more_clients_than_there_are(getkey):
-    with pytest.raises(ValueError, match=r"cohort\(size=5\): .* there are only 4"):
-        ragged().cohort(getkey(), 5, batch_size=1)
+def test_names_from_anything_in_order():
+    for names in (iter("ab"), ["a", "b"], np.array(["a", "b"])):
+        assert ragged([1, 2], names=names).names == ("a", "b")
 
 
-@pytest.mark.parametrize("key", [0, np.zeros(2), jax.random.split(jax.random.key(0))])
-def test_refuses_what_is_no_key(key):
-    with pytest.raises(ValueError, match=r"key=\.\.\.\): expected one key, such as"):
-        ragged().cohort(key, 2, batch_size=1)
+def masked() -> dict[str, Any]:
+    return {"x": np.ma.masked_array(np.arange(3.0), [False, True, False])}
 
 
-def test_refuses_a_traced_key(getkey):
-    @jax.jit
-    def sample(key):
-        return ragged().cohort(key, 2, batch_size=1).unsafe_gather().mask
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Federated(masked(), np.array([0, 3])),
+        lambda: Federated.from_indices(masked(), [np.arange(3)]),
+    ],
+    ids=["init", "from_indices"],
+)
+def test_refuses_masked_arrays(make):
+    match = r"expected plain arrays, but 'x' is a masked one.*by x\.filled\(value\)"
+    with pytest.raises(ValueError, match=match):
+        make()
 
-    with pytest.raises(ValueError, match="Call cohort outside jit, grad"):
-        sample(getkey())
+
+def test_refuses_another_number_of_names():
+    with pytest.raises(ValueError, match=r"one name per client, 2; got 1\."):
+        ragged([1, 2], names=("a",))
+
+
+def test_arrays_are_not_copied():
+    x, offsets = np.zeros((6, 2), np.float32), np.array([0, 2, 6])
+    data = Federated({"x": x}, offsets)
+    assert data.examples["x"] is x
+    assert data.pooled()["x"] is x
+    assert np.shares_memory(data.client(1)["x"], x)
+
+
+def test_memory_is_that_of_the_arrays():
+    x = np.zeros((20_000, 60), np.float32)
+    parts = list(np.random.default_rng(0).permutation(20_000).reshape(1000, 20))
+    tracemalloc.start()
+    data = Federated({"x": x}, np.arange(1001) * 20)
+    assert tracemalloc.get_traced_memory()[1] < 0.02 * x.nbytes
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    gathered = Federated.from_indices({"x": x}, parts)
+    held, peak = (size - before for size in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    assert held < 1.02 * x.nbytes
+    # One copy, and two row numbers of 8 bytes for each row of 240.
+    assert peak < 1.15 * x.nbytes
+    assert gathered.num_clients == data.num_clients
+
+
+def test_take_keeps_clients_in_the_order_given():
+    data = ragged(names=("a", "b", "c", "d")).take(np.array([3, 0, 2]))
+    assert data.names == ("d", "a", "c")
+    np.testing.assert_array_equal(data.sizes, [100, 0, 7])
+    np.testing.assert_array_equal(data.client(2)["y"], np.arange(2, 9))
+    np.testing.assert_array_equal(data.client(0)["x"], ragged().client(3)["x"])
+    assert not np.shares_memory(data.examples["y"], ragged().examples["y"])
+
+
+BAD_CLIENTS = {
+    "bools": (np.array([True, False]), r"got bool\[2\]. For bools pass np.flatnonzero"),
+    "floats": ([0.5], "expected numbers of clients; got list"),
+    "beyond": ([1, 4], r"expected clients in 0\.\.3; got 4"),
+    "negative": ([-1], r"expected clients in 0\.\.3; got -1"),
+    "twice": ([2, 1, 2], "client 2 stands there more than once"),
+    "none": ([], "these 0 clients hold no example"),
+    "empty": ([0], "these 1 clients hold no example"),
+}
+
+
+@pytest.mark.parametrize(("clients", "match"), BAD_CLIENTS.values(), ids=BAD_CLIENTS)
+def test_refuses_to_take(clients, match):
+    with pytest.raises(ValueError, match=rf"take\(clients=\.\.\.\): .*{match}"):
+        ragged().take(clients)

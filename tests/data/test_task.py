@@ -42,6 +42,12 @@ def test_names_what_differs():
         make({"x": X[:, :1]})
 
 
+def test_refuses_a_masked_test_set():
+    match = r"Task\(test=\.\.\.\): expected plain arrays, but 'x' is a masked one"
+    with pytest.raises(ValueError, match=match):
+        make({"x": np.ma.masked_array(X, X > 0)})
+
+
 def test_refuses_an_empty_test_set():
     match = r"Task\(test=\.\.\.\): expected arrays \[N, \*\] that share one N"
     with pytest.raises(ValueError, match=match):

@@ -1,6 +1,7 @@
 """A toy algorithm and task in plain JAX, to test the run loop alone."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -80,12 +81,41 @@ def build(config: Config) -> fad.Algorithm:
     return fad.Algorithm(init, step)
 
 
+class Cohorts:
+    """Stands for ``fad.data.Cohorts``: what ``cohort`` gives, round by round."""
+
+    def __init__(self, clients: "Clients", key: Any, size: int, options: Any) -> None:
+        self.state = {"round": np.int32(0)}
+        self._make = functools.partial(clients.cohort, size=size, **options)
+        self._key = key
+
+    def __next__(self) -> Any:
+        t = self.state["round"] + 1
+        self.state = {"round": np.int32(t)}
+        return self._make(jax.random.fold_in(self._key, t))
+
+    def restore(self, state: Any) -> None:
+        self.state = {"round": np.int32(state["round"])}
+
+    def close(self) -> None:
+        pass
+
+
 class Clients:
     """Stands for ``fad.data.Federated``."""
 
-    def cohort(self, key: Any, size: int, *, batch_size: int, epochs: int) -> Any:
+    num_clients = 4
+
+    def cohort(
+        self, key: Any, size: int, *, batch_size: int, epochs: int, **options: Any
+    ) -> Any:
+        del options
         shape = (size * batch_size * epochs, 3)
         return {"x": np.asarray(jax.random.normal(key, shape), np.float32)}
+
+    def cohorts(self, key: Any, size: int, *, place: Any, **options: Any) -> Cohorts:
+        del place
+        return Cohorts(self, key, size, options)
 
 
 class FakeTask:
@@ -93,6 +123,7 @@ class FakeTask:
 
     def __init__(self) -> None:
         self.train = Clients()
+        self.set_metrics = {}
         self.test = {"y": np.arange(5, dtype=np.float32)}
 
     @staticmethod

@@ -123,6 +123,14 @@ def test_compare(cli, capsys, tmp_path):
     assert (tmp_path / "runs" / "c" / "figure.png").exists()
 
 
+def test_compare_writes_a_page(cli, tmp_path):
+    (tmp_path / "c.toml").write_text(
+        'name = "c"\ntitle = "C"\n[[run]]\nlabel = "a"\nconfig = "toy.toml"\n'
+    )
+    cli("compare", "c.toml", "--no-progress", "--page", "docs")
+    assert (tmp_path / "docs" / "c.md").read_text().startswith("# C\n")
+
+
 def test_compare_help(cli, capsys):
     with pytest.raises(SystemExit):
         cli("compare", "--help")

@@ -108,6 +108,14 @@ def test_without_target_nor_trace(go):
     assert "| - |" in (folder / "table.md").read_text()
 
 
+def test_a_target_given_as_a_number(go):
+    folder = go(TWO.replace('target_of = "slow"', "target = 0.2"))
+    table = json.loads((folder / "table.json").read_text())
+    rows = read_rows(folder / "slow" / "metrics.jsonl")
+    reached = next((r for r in rows if r.get("accuracy", 0) >= 0.2), {"round": None})
+    assert table[0]["rounds to target"] == reached["round"]
+
+
 def test_final_metric_is_the_mean_of_the_window(go):
     folder = go(TWO.replace("trace", "window = 2\ntrace"))
     table = json.loads((folder / "table.json").read_text())
@@ -210,6 +218,11 @@ def test_every_run_diverges(go):
             'label = "grid"',
             'label = "slow"',
             "label 'slow' does not name one run alone",
+        ),
+        (
+            'target_of = "slow"',
+            'target_of = "slow"\ntarget = 0.5',
+            "give target or target_of, not both",
         ),
         (
             'target_of = "slow"',

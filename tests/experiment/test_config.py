@@ -82,7 +82,7 @@ def replaced(old: str, new: str) -> str:
         (
             replaced("rounds = 6", "rounds = 6\nepoch = 1"),
             "x.toml: epoch: unknown key. Did you mean 'epochs'? Known keys: algorithm, "
-            "batch_size, checkpoint_every, chunk, cohort, data, epochs, eval_every, mo",
+            "availability, batch_size, checkpoint_every, chunk, cohort, data, epochs, ",
         ),
         (
             replaced("clients = 4", "clients = 4\nalpa = 1.0"),
@@ -106,8 +106,9 @@ def replaced(old: str, new: str) -> str:
         ),
         (
             replaced("[model]", '[model]\nname = "mlpp"'),
-            "x.toml: model.name: must be one of 'mlp', 'logistic'; got 'mlpp'. "
-            "Did you mean 'mlp'?",
+            "x.toml: model.name: must be one of 'mlp', 'logistic', 'fednest_mlp', "
+            "'fedavg_cnn', 'fedsep_cnn', 'resnet18', 'char_lstm', 'char_transformer'; "
+            "got 'mlpp'. Did you mean 'mlp'?",
         ),
         (
             replaced("[model]", "[model]\nhidden = 3"),
@@ -124,7 +125,7 @@ def replaced(old: str, new: str) -> str:
         (replaced("rounds = 6\n", ""), "x.toml: rounds: missing, and there is no"),
         (
             replaced("clients = 4", ""),
-            "x.toml: data.clients: missing, and there is no default. Add it under",
+            "x.toml: [data]: clients: missing; partition 'iid' needs their number",
         ),
         (
             replaced("rounds = 6\ne", "e").replace("cohort = 2\n", ""),
@@ -178,6 +179,59 @@ def replaced(old: str, new: str) -> str:
         (
             replaced("[model]", "[model]\nhidden = [0]"),
             "x.toml: [model]: hidden widths must be >= 1, got [0]",
+        ),
+        (
+            replaced("[model]", "[model]\nwidth = 0"),
+            "x.toml: [model]: width must be >= 1, got 0",
+        ),
+        (
+            replaced("clients = 4", 'clients = 4\npartition = "natural"'),
+            "x.toml: [data]: clients = 4, but a natural partition has the clients that",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\nsigma = 0.5"),
+            "x.toml: [data]: sigma is for partition 'lognormal' alone",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\nbeta = 0.5"),
+            "x.toml: [data]: beta is for the set 'synthetic' alone",
+        ),
+        (
+            replaced("clients = 4", 'clients = 4\nset="synthetic"\nclients_by = "y"'),
+            "x.toml: [data]: clients_by: the clients of 'synthetic' have no columns",
+        ),
+        (
+            replaced(
+                "clients = 4", 'clients = 4\nset="synthetic"\npartition = "dirichlet"'
+            ),
+            "x.toml: [data]: alpha is that of 'synthetic' and cannot be that of part",
+        ),
+        (
+            replaced("clients = 4", "clients = 0"),
+            "x.toml: [data]: clients must be >= 1, got 0",
+        ),
+        (
+            replaced(
+                "clients = 4",
+                'clients = 4\npartition = "hierarchical"\nalpha_fine = 0',
+            ),
+            "x.toml: [data]: alpha_fine must be > 0, got 0.0",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\ntest_fraction = 1"),
+            "x.toml: [data]: test_fraction must be in (0, 1), got 1.0",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\nlabel_noise = -0.1"),
+            "x.toml: [data]: label_noise must be in [0, 1], got -0.1",
+        ),
+        (
+            replaced("cohort = 2", "cohort = 2\navailability = 0"),
+            "x.toml: availability must be in (0, 1], got 0.0",
+        ),
+        (
+            replaced("cohort = 2", "cohort = 2\nmax_examples = 0"),
+            "x.toml: max_examples must be >= 1, got 0",
         ),
     ],
 )

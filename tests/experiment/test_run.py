@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from fad import RunError
+from fad import DataError, RunError
 from fad.experiment import Diverged, Stopped, _run, load, read_rows, run
 from fad.experiment._checkpoint import Checkpoints
 from fad.experiment._stop import stop_request
@@ -65,7 +65,7 @@ def test_evaluates_at_the_end(tmp_path):
 
 
 def test_evaluation_is_the_mean_over_examples(tmp_path, monkeypatch):
-    monkeypatch.setattr("fad.experiment._step._EVAL_BATCH", 2)
+    monkeypatch.setattr("fad.experiment._step.EVAL_BATCH", 2)
     task = fakes.FakeTask()
     result = go(tmp_path / "a", task)
     expected = task.metrics(result.state.params, task.test)["accuracy"].mean()
@@ -243,9 +243,11 @@ def test_divergence_keeps_the_last_finite_checkpoint(tmp_path):
     assert raised.value.round == 4
     checkpoints = Checkpoints(tmp_path / "a" / "checkpoints")
     assert checkpoints.rounds() == [2]
-    like = build(Config()).init(jax.random.key(0))
-    state = checkpoints.load(2, jax.tree.map(_run.strong, like))
-    assert np.isfinite(state.params["w"]).all()
+    state = jax.tree.map(_run.strong, build(Config()).init(jax.random.key(0)))
+    like = {"state": state, "cohorts": {"round": np.int32(0)}}
+    saved = checkpoints.load(2, like)
+    assert np.isfinite(saved["state"].params["w"]).all()
+    assert int(saved["cohorts"]["round"]) == 2
     checkpoints.close()
     assert len(read_rows(tmp_path / "a" / "metrics.jsonl")) == 3
 
@@ -404,3 +406,24 @@ def test_experiments_differ_by_seed(tmp_path):
     a, b = go(tmp_path / "a"), go(tmp_path / "b", seed=1)
     assert not np.array_equal(a.state.params["w"], b.state.params["w"])
     assert dataclasses.asdict(a)["folder"] == tmp_path / "a"
+
+
+def test_a_cohort_too_large_is_refused_before_there_is_a_folder(tmp_path):
+    class Small(fakes.Clients):
+        def cohorts(self, *args, **options):
+            raise DataError("too few clients")
+
+    task = fakes.FakeTask()
+    task.train = Small()
+    with pytest.raises(DataError, match="too few"):
+        go(tmp_path / "a", task)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_training_metric_never_takes_the_name_of_a_test_metric(tmp_path):
+    task = fakes.FakeTask()
+    task.set_metrics = {"server_lr": lambda params, test: 7}
+    rows = go(tmp_path / "a", task).rows
+    assert {"train_server_lr", "train_loss"} <= set(rows[0])
+    assert "server_lr" not in rows[0]  # evaluated at every second round
+    assert rows[1]["server_lr"] == 7.0
