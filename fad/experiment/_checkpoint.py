@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: the one file that knows its API."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,63 +9,70 @@ import jax.numpy as jnp
 import numpy as np
 
 from fad._errors import RunError
-from fad.distributed import guard
 from fad.experiment._disk import writing
 from fad.experiment._lazy import require
 
-_NAME = "state"  # Of the folder in each checkpoint; there once it is complete.
+_HALF = "orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
+_WHOLE = "_METADATA"  # in what it has
+_KEPT = 2
 
 
 class Checkpoints:
     """The checkpoints of a run, by round; the newest two are kept.
 
     A state is stored as a flat dictionary of arrays by path: any pytree survives. Of
-    several processes all make the same calls; one writes.
+    several processes each reads for itself, and the first alone may ``save``: Orbax's
+    own barriers would wait minutes for a process that is lost.
     """
 
     def __init__(self, folder: Path) -> None:
         """Open or make the folder; what a killed save left half-written is removed."""
         self._folder = Path(folder).absolute()
+        self._orbax = require("orbax.checkpoint")
         with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        training = require("orbax.checkpoint").v1.training
-        keep = training.preservation_policies.LatestN(2)
-        self._checkpointer = training.Checkpointer(
-            self._folder, preservation_policy=keep, cleanup_tmp_directories=True
+            if jax.process_index() == 0:
+                for half in self._folder.glob(f"*{_HALF}*"):
+                    shutil.rmtree(half)
+        me = jax.process_index()
+        alone = self._orbax.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}
         )
-        self._failed = False
+        handler = self._orbax.StandardCheckpointHandler(multiprocessing_options=alone)
+        self._checkpointer = self._orbax.Checkpointer(
+            handler, multiprocessing_options=alone
+        )
 
     def rounds(self) -> list[int]:
         """Return the rounds that have a complete checkpoint, ascending."""
-        steps = [c.step for c in self._checkpointer.checkpoints]
-        return sorted(s for s in steps if (self._folder / str(s) / _NAME).is_dir())
+        names = [path.parent.name for path in self._folder.glob(f"*/{_WHOLE}")]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, state: Any) -> None:
         """Write the state after a round; it is complete on disk or not there."""
-        named = {_NAME: _flat(state)}
+        path = self._folder / str(step)
         try:
-            with guard(f"{self._folder / str(step)}"):
-                self._checkpointer.save_checkpointables(step, named, overwrite=True)
+            args = self._orbax.args.StandardSave(_flat(state))
+            self._checkpointer.save(path, args=args, force=True)
+            for old in self.rounds()[:-_KEPT]:
+                shutil.rmtree(self._folder / str(old))
         except Exception as error:  # Orbax raises its own, not OSError.
-            self._failed = True
-            if isinstance(error, RunError):  # Another process is lost.
-                raise
             raise RunError(
-                f"{self._folder / str(step)}: this checkpoint cannot be written: "
-                f"{error}. Remove the cause, then continue with --resume."
+                f"{path}: this checkpoint cannot be written: {error}. Remove the "
+                f"cause, then continue with --resume."
             ) from error
 
     def load(self, step: int, like: Any) -> Any:
         """Read the state after a round, with the structure of ``like``."""
         want, path = _flat(like), self._folder / str(step)
         try:
-            known = self._checkpointer.checkpointables_metadata(step).metadata[_NAME]
+            known = self._checkpointer.metadata(path).item_metadata
             shapes = {k: tuple(x.shape) for k, x in known.items()}
             fits = shapes == {k: x.shape for k, x in want.items()}
             got = {}
             if fits:
-                named = {_NAME: want}
-                got = self._checkpointer.load_checkpointables(step, named)[_NAME]
+                args = self._orbax.args.StandardRestore(want)
+                got = self._checkpointer.restore(path, args=args)
         except Exception as error:
             raise RunError(
                 f"{path}: this checkpoint is damaged or cannot be read. Remove its "
@@ -78,17 +86,9 @@ class Checkpoints:
         leaves, treedef = jax.tree_util.tree_flatten_with_path(like)
         return treedef.unflatten([_leaf(got.get(_name(p)), x) for p, x in leaves])
 
-    def close(self) -> None:
-        """Close the folder."""
-        try:
-            self._checkpointer.close()
-        except Exception:
-            if not self._failed:  # Orbax raises the error of a failed save once more.
-                raise
-
 
 def _name(path: tuple[Any, ...]) -> str:
-    return _NAME + jax.tree_util.keystr(path)
+    return "state" + jax.tree_util.keystr(path)
 
 
 def _is_key(x: Any) -> bool:

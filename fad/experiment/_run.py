@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import time
@@ -141,7 +142,7 @@ def run(
     loop = _Loop(experiment, algorithm, task, keys, folder, mesh)
     by_first(lambda: _folder.prepare(experiment, folder, **options))
     checkpoints = Checkpoints(folder / "checkpoints")
-    with contextlib.closing(checkpoints), contextlib.closing(loop.cohorts):
+    with contextlib.closing(loop.cohorts):
         state = jax.tree.map(strong, algorithm.init(keys.init))
         start = max(checkpoints.rounds(), default=0)
         if start:
@@ -179,7 +180,8 @@ def _train(
             stop = any_of(stop_requested())
             if stop or t % config.checkpoint_every == 0 or t == config.rounds:
                 whole = own_copy(state, loop.mesh)
-                checkpoints.save(t, {"state": whole, "cohorts": loop.cohorts.state})
+                saved = {"state": whole, "cohorts": loop.cohorts.state}
+                by_first(functools.partial(checkpoints.save, t, saved))
             if stop:
                 raise Stopped(
                     f"{folder}: stopped after round {t} of {config.rounds}; "

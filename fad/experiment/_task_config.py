@@ -62,6 +62,9 @@ class DataConfig:
             for the test, where the set has no test split.
         length: Characters of a window of text.
         label_noise: Share of the training labels replaced by others.
+        noisy_clients: Share of the clients that the noise is at, drawn by the seed.
+        validation_fraction: Share of the training examples that the server holds, taken
+            before the noise and stratified as the test; 0 for none.
         seed: Seed of the partition, the held-out examples and the noise.
     """
 
@@ -80,6 +83,8 @@ class DataConfig:
     test_fraction: float = 0.2
     length: int = 80
     label_noise: float = 0.0
+    noisy_clients: float = 1.0
+    validation_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,6 +113,12 @@ class DataConfig:
             raise ValueError(f"test_fraction must be in (0, 1), got {got}")
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"label_noise must be in [0, 1], got {self.label_noise}")
+        if not 0 <= self.noisy_clients <= 1:
+            got = self.noisy_clients
+            raise ValueError(f"noisy_clients must be in [0, 1], got {got}")
+        if not 0 <= self.validation_fraction < 1:
+            got = self.validation_fraction
+            raise ValueError(f"validation_fraction must be in [0, 1), got {got}")
 
     def _check_options(self) -> None:
         """Refuse what would have no effect, but for alpha, which two kinds share."""

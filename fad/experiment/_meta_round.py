@@ -1,0 +1,61 @@
+"""One round of an inner run, as a function of what is meta-learned."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fad.aggregators import Aggregator
+from fad.local import client_key, evaluate, train
+from fad.placement import program
+from fad.primitives import map as at_clients
+from fad.primitives import weighted_mean
+
+
+class Inner(NamedTuple):
+    """The state of an inner run.
+
+    Attributes:
+        params: The global model.
+        server: The aggregator's state.
+        client_lr: ``[]``, the clients' step, data so that one compilation serves all.
+    """
+
+    params: Any
+    server: Any
+    client_lr: jax.Array
+
+
+def make_round(
+    aggregator: Aggregator, loss: Callable[..., jax.Array], *, log: bool
+) -> Callable[..., tuple[Inner, jax.Array]]:
+    """Return ``round(theta, inner, cohort, key) -> (inner, objective)``.
+
+    The objective is the cohort's mean loss at the model it receives, or the loss's
+    logarithm: what the rounds before made of it.
+    """
+
+    @program
+    def one_round(theta, inner, cohort, key):
+        def client_work(batches):
+            own = client_key(key, batches.client)
+            before, seen = evaluate(inner.params, batches, loss=loss)
+            sgd = optax.sgd(inner.client_lr)
+            local = train(inner.params, batches, loss=loss, optimizer=sgd)
+            return (
+                aggregator.client(theta, inner.server, local.delta, own),
+                before,
+                seen,
+            )
+
+        message, before, seen = at_clients(client_work, cohort)
+        mean = aggregator.combine(message, seen)
+        step, server = aggregator.server(theta, inner.server, mean, inner.params, key)
+        params = jax.tree.map(jnp.add, inner.params, step)
+        objective = weighted_mean(before, seen)
+        objective = jnp.log(objective) if log else objective
+        return Inner(params, server, inner.client_lr), objective
+
+    return one_round
