@@ -1,199 +1,200 @@
-"""FedAvg that learns its server step by differentiating through the communication.
+"""FedAvg that learns its own hyper-parameters through the communication.
 
 After Rush et al., "Federated Automatic Differentiation" (JMLR 25, 2024), which adjusts
 FedAvg's server step automatically; its own pseudo-code is not public, so this is what
-its forward mode gives.
+its modes give.
 
-One round takes the server's state s = (model x, optimizer state) to s' = R(s, eta), and
-measures F(x), the loss of this round's clients at the model it starts from. With the
-tangent v = ds / d log eta of everything that led here,
+One round takes the state s = (model x, optimizer state) to s' = R(s, theta) and
+measures F(x), the loss of its clients at the model they are sent. Theta holds what is
+learned, here steps as logarithms and momenta as logits: the server's step, one step per
+layer, the server's momentum, the clients' step. In each round
 
-    h  = dF / d log eta = <grad F(x), v_x>            the hypergradient of this round
-    v' = memory * DR(s) v  +  dR / d log eta          carried to the next round
+    h = dF / d theta                        the hypergradient, by an estimator of fad
+    theta <- theta + meta(h)                meta: an optax optimizer
 
-and a meta-optimizer steps on log eta by h, so eta stays positive and the scale of h
-does not matter. Both lines are one ``jax.jvp`` of the round. Forward mode needs no
-further round: the broadcast carries x and v_x, each client answers with its update, its
-loss, and their tangents.
+By default in online forward mode: the broadcast carries x and its tangent, a client
+answers with its update, its loss and their tangents, and no round is added. ``memory``
+in (0, 1] is how far back theta is held to account: near 0 the look-ahead is so short
+that steps shrink (Wu et al., "Understanding short-horizon bias in stochastic
+meta-optimization", ICLR 2018), at 1 tangents explode where training is chaotic. With
+``lookahead = k`` a step of the algorithm is k rounds, by k parts of its cohort; modes
+``window`` (forward), ``mixed`` and ``reverse`` differentiate these k rounds alone.
 
-``memory`` in [0, 1) is how far back a step is held to account. With 0 only the last
-round's step is, v' is the step itself, and the clients send one more number instead of
-a tangent of the whole model; but that look-ahead is short-sighted and lets the step
-shrink (Wu et al., "Understanding short-horizon bias in stochastic meta-optimization",
-ICLR 2018).
+A server step that is far too large is undone: where the clients report a loss above
+``reject`` times the worst of late, or none, the server goes back by the factor
+``shrink`` towards the model before that step, and its step shrinks likewise.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import fad
-from algorithms import fedavg
+from algorithms import _safeguard, fedavg
+from algorithms._hyper import free, gentler, shown, slopes, values
+from algorithms._lookahead import Mode, estimator, parts
+from algorithms._optimizers import optimizers_of
+from algorithms._safeguard import Safeguard, choose
 from algorithms.fedavg import Weighting, average
+
+Learned = Literal["server_lr", "layer_lrs", "server_b1", "client_lr"]
+
+
+class Model(NamedTuple):
+    """All that theta influences."""
+
+    params: Any
+    server: Any  # the server optimizer's state
 
 
 class State(NamedTuple):
     """The server's state."""
 
-    params: Any  # the global model x
-    server: Any  # the server optimizer's state
-    tangent: Any  # d (params, server) / d log eta; None at what is not a real number
-    log_lr: Any  # log eta
+    carry: Any  # the estimator's: the model, and its tangents
+    theta: dict[str, Any]  # logarithms of steps, logits of momenta
     meta: Any  # the meta-optimizer's state
+    guard: Safeguard
+
+    params = property(lambda self: self.carry.state.params)
 
 
 def self_tuning_fedavg(
     loss: Callable[..., jax.Array],
     init_params: Callable[[jax.Array], Any],
     *,
-    server: optax.GradientTransformation,
-    client: optax.GradientTransformation,
+    optimizers: Callable[[dict[str, Any]], tuple[Any, Any]],
+    start: dict[str, Any],
     meta: optax.GradientTransformation,
-    server_lr: float = 1.0,
-    memory: float = 0.9,
+    mode: Mode = "forward",
+    memory: float = 0.95,
+    lookahead: int = 1,
+    reject: float = 2.0,
+    shrink: float = 4.0,
     weighting: Weighting = "examples",
     random_loss: bool = False,
 ) -> fad.Algorithm:
-    """Build FedAvg with a learned server step.
+    """Build FedAvg with learned hyper-parameters.
 
     Args:
         loss: ``loss(params, examples) -> [batch]``, one loss per row.
         init_params: ``init_params(key) -> params``.
-        server: Turns the mean update, as a gradient, into a direction.
-        client: The clients' optimizer; it starts afresh every round.
-        meta: The optimizer of log eta, from its hypergradient.
-        server_lr: Where eta starts.
-        memory: How far back a step is held to account, in [0, 1).
+        optimizers: The server's and the clients' optimizer for given hyper-parameters.
+        start: Where the learned ones start; names in ``_b1`` or ``_b2`` are fractions.
+        meta: The optimizer of theta, from its hypergradient.
+        mode: How the hypergradient is taken.
+        memory: How far back forward mode looks, in (0, 1].
+        lookahead: Rounds in a step; they divide the cohort.
+        reject: A step to a loss above so many times the worst of late is undone.
+        shrink: By how much.
         weighting: Weigh clients by their examples, or all the same.
         random_loss: Whether the loss is ``loss(params, examples, key)``.
 
     Returns:
         The algorithm; its metrics are ``train_loss``, the cohort's loss at the model it
-        was sent, ``server_lr``, the step this round took, and ``hypergradient``.
+        was sent (the worst of late, if that is no number), the round's hyper-parameters,
+        the hypergradient by each as ``slope_*``, and ``undone``, steps in a row.
     """
 
-    def init(key):
-        params = init_params(key)
-        memories = server.init(params)
-        log_lr = jnp.log(jnp.asarray(server_lr, jnp.result_type(float)))
-        model = (params, memories)
-        still = jax.tree.map(lambda x: _keep_tangent(x, jnp.zeros_like(x)), model)
-        return State(params, memories, still, log_lr, meta.init(log_lr))
-
-    one_round = functools.partial(
-        _round,
-        loss=loss,
-        server=server,
-        client=client,
-        memory=memory,
-        weighting=weighting,
-        random_loss=random_loss,
-    )
-
     @fad.program
+    def one_round(theta, model, cohort, key):
+        server, client = optimizers(values(theta))
+
+        def client_work(x, batches):
+            own = fad.local.client_key(key, batches.client) if random_loss else None
+            before, seen = fad.local.evaluate(x, batches, loss=loss, key=own)
+            local = fad.local.train(x, batches, loss=loss, optimizer=client, key=own)
+            return before, seen, local.delta
+
+        sent = fad.map(client_work, fad.broadcast(model.params), cohort)
+        train_loss, delta = average((sent[0], sent[2]), sent[1], weighting)
+        gradient = jax.tree.map(lambda d: -d, delta)
+        change, memories = server.update(gradient, model.server, model.params)
+        return Model(optax.apply_updates(model.params, change), memories), train_loss
+
+    tuner = estimator(one_round, mode, memory)
+    safe = fad.estimators.safe_update(meta)
+
+    def init(key):
+        params, theta = init_params(key), free(start)
+        model = Model(params, optimizers(values(theta))[0].init(params))
+        carry = tuner.init(theta, model, None)
+        return State(carry, theta, safe.init(theta), _safeguard.begin(params))
+
     def step(state, cohort, key):
-        model = (state.params, state.server)
-        lr = jnp.exp(state.log_lr)
-        (train_loss, model), (hypergradient, tangent) = jax.jvp(
-            lambda s, log_lr: one_round(s, log_lr, cohort, key),
-            (model, state.log_lr),
-            (_as_tangent(model, state.tangent), jnp.ones_like(state.log_lr)),
-        )
-        change, meta_state = meta.update(hypergradient, state.meta, state.log_lr)
-        log_lr = optax.apply_updates(state.log_lr, change)
-        names = ("train_loss", "server_lr", "hypergradient")
-        metrics = dict(zip(names, (train_loss, lr, hypergradient), strict=True))
-        kept = jax.tree.map(_keep_tangent, model, tangent)
-        params, memories = model
-        return State(params, memories, kept, log_lr, meta_state), metrics
+        cohorts, keys = parts("self_tuning_fedavg", cohort, key, lookahead)
+        estimate = tuner.estimate(state.theta, state.carry, cohorts, keys)
+        theta, meta_state = safe.update(estimate, state.meta, state.theta)
+        good, guard = _safeguard.judge(state.guard, state.params, estimate, reject)
+        fresh = tuner.init(theta, estimate.carry.state, None)  # Its tangents are zero.
+        carry = choose(estimate.finite, estimate.carry, fresh)
+        moved = State(carry, theta, meta_state, guard)
+        new = choose(good, moved, undone(state)._replace(guard=guard))
+        # A run ends at a loss that is no number; here that step is undone.
+        shows = jnp.where(jnp.isfinite(estimate.value), estimate.value, guard.worst)
+        metrics = {"train_loss": shows, "undone": guard.in_row}
+        return new, metrics | shown(state.theta) | slopes(estimate.gradient)
 
-    return fad.Algorithm(init, step)
+    def undone(state):
+        theta, model = gentler(state.theta, shrink), state.carry.state
+        params = _safeguard.undone(state.guard, model.params, shrink)
+        carry = tuner.init(theta, Model(params, model.server), None)
+        return state._replace(carry=carry, theta=theta)
 
-
-def _round(
-    model, log_lr, cohort, key, *, loss, server, client, memory, weighting, random_loss
-):
-    """One round of FedAvg as a function of all that log eta influences."""
-
-    def client_work(x, batches):
-        own = fad.local.client_key(key, batches.client) if random_loss else None
-        before, seen = fad.local.evaluate(x, batches, loss=loss, key=own)
-        start = jax.tree.map(lambda v: _fade(v, memory), x)
-        local = fad.local.train(start, batches, loss=loss, optimizer=client, key=own)
-        return before, seen, local.delta
-
-    before, seen, delta = fad.map(client_work, fad.broadcast(model[0]), cohort)
-    train_loss, delta = average((before, delta), seen, weighting)
-    gradient = jax.tree.map(lambda d: -d, delta)
-    params, memories = jax.tree.map(lambda x: _fade(x, memory), model)
-    direction, memories = server.update(gradient, memories, params)
-    lr = jnp.exp(log_lr)
-    params = jax.tree.map(lambda p, d: p + lr.astype(d.dtype) * d, params, direction)
-    return train_loss, (params, memories)
-
-
-def _fade(x: jax.Array, memory: float) -> jax.Array:
-    """Return ``x`` with its tangent times ``memory``."""
-    still = jax.lax.stop_gradient(x)
-    if memory == 0 or not _is_real(x):
-        return still
-    return still + memory * (x - still)
-
-
-def _is_real(x: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(x), jnp.floating)
-
-
-def _keep_tangent(x: jax.Array, tangent: Any) -> Any:
-    return tangent if _is_real(x) else None
-
-
-def _as_tangent(model: Any, tangent: Any) -> Any:
-    """Fill in the trivial tangents of what is not a real number, for ``jax.jvp``."""
-
-    def fill(x, t):
-        return np.zeros(jnp.shape(x), jax.dtypes.float0) if t is None else t
-
-    return jax.tree.map(fill, model, tangent, is_leaf=lambda x: x is None)
+    return fad.Algorithm(init, step, _safeguard.check)
 
 
 @dataclass(frozen=True)
 class Config(fedavg.Config):
-    """The options of FedAvg, and of the meta-optimizer, Adam on log eta."""
+    """The options of FedAvg, of what is learned, and of the meta-optimizer, Adam."""
 
-    memory: float = 0.9
-    meta_lr: float = 0.2
+    learn: tuple[Learned, ...] = ("server_lr",)
+    mode: Mode = "forward"
+    memory: float = 0.95
+    lookahead: int = 1
+    reject: float = 2.0
+    shrink: float = 4.0
+    meta_lr: float = 0.15
     meta_b1: float = 0.5
     meta_b2: float = 0.9
 
     def __post_init__(self):
         """Check the ranges."""
         super().__post_init__()
-        if self.meta_lr < 0:
-            raise ValueError(f"meta_lr: expected >= 0, got {self.meta_lr!r}")
-        for name in ("memory", "meta_b1", "meta_b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: expected in [0, 1), got {getattr(self, name)!r}"
-                )
+        for name, ok, expected in (
+            ("learn", bool, "at least one of server_lr, layer_lrs, ..."),
+            ("memory", lambda x: 0 < x <= 1, "in (0, 1]"),
+            ("lookahead", lambda x: x >= 1, ">= 1"),
+            ("reject", lambda x: x > 1, "> 1"),
+            ("shrink", lambda x: x > 1, "> 1"),
+            ("meta_lr", lambda x: x >= 0, ">= 0"),
+            ("meta_b1", lambda x: 0 <= x < 1, "in [0, 1)"),
+            ("meta_b2", lambda x: 0 <= x < 1, "in [0, 1)"),
+        ):
+            if not ok(value := getattr(self, name)):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    server, client = fedavg.optimizers(config)
+    start = {n: getattr(config, n) for n in config.learn if n != "layer_lrs"}
+    if "layer_lrs" in config.learn:
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        start["layer_lrs"] = jax.tree.map(lambda x: 1.0, shapes)
     return self_tuning_fedavg(
         task.loss,
         task.init,
-        server=server,
-        client=client,
+        optimizers=functools.partial(optimizers_of, config),
+        start=start,
         meta=optax.adam(config.meta_lr, b1=config.meta_b1, b2=config.meta_b2),
-        server_lr=config.server_lr,
+        mode=config.mode,
         memory=config.memory,
+        lookahead=config.lookahead,
+        reject=config.reject,
+        shrink=config.shrink,
         weighting=config.weighting,
     )

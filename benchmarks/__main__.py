@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("compiling", help="what does the streaming pass cost?")
     commands.add_parser("streaming", help="a round over a million clients")
     commands.add_parser("data", help="cohorts from 100,000 clients: time and memory")
+    commands.add_parser("personalisation", help="which model do clients adapt best?")
     found = {"peers": peers, "limit": limit, "scale": scale}
     for name, module in found.items():
         lines = (module.__doc__ or "").splitlines()
@@ -35,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks import data
 
         data.main()
+        return 0
+    if options.name == "personalisation":
+        from benchmarks import personalisation
+
+        personalisation.main()
         return 0
     if options.name == "modes":
         from benchmarks import modes  # It imports JAX, which takes a second.

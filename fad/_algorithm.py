@@ -15,6 +15,9 @@ class Algorithm(NamedTuple):
     differentiate it. ``state`` is a pytree of arrays with the global model as
     ``state.params``; ``metrics`` is a flat dict of scalar arrays.
 
+    ``check(metrics)``, if there is one, gets each round's metrics as numbers, before
+    anything of the round is kept, and raises a ``FadError`` where the run must end.
+
     Example:
         >>> import collections, jax.numpy as jnp, fad
         >>> State = collections.namedtuple("State", "params")
@@ -32,3 +35,4 @@ class Algorithm(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     step: Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
+    check: Callable[[dict[str, float]], None] | None = None

@@ -34,7 +34,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 # Call-like primitives whose one inner jaxpr has the equation's own inputs and outputs,
 # under the names they have had between JAX 0.10 and 0.12.
 _CALLS = frozenset(
-    {"jit", "pjit", "checkpoint", "remat", "remat2", "closed_call", "custom_jvp_call"}
+    {
+        "jit",
+        "pjit",
+        "checkpoint",
+        "remat",
+        "remat2",
+        "closed_call",
+        "custom_jvp_call",
+        "eval_jaxpr",  # a checkpoint inside a checkpoint
+    }
 )
 # Frames of a traceback that are not the user's: JAX, fad, and wrappers in between.
 _NOT_THE_USERS = (

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-MODULES = ("fad", "fad.local", "fad.data", "fad.models", "fad.experiment")
+MODULES = (
+    "fad",
+    "fad.aggregators",
+    "fad.local",
+    "fad.data",
+    "fad.estimators",
+    "fad.models",
+    "fad.experiment",
+)
 # Positional parameters that may have a default, by the public name of their function:
 # a decorator with or without options, and the usual main(argv).
 POSITIONAL_DEFAULTS: dict[str, set[str]] = {

@@ -46,7 +46,7 @@ def check_values(argument: str, data: Federated) -> None:
         )
         names = [data.names[i] if data.names else f"{i}" for i in clients]
         held = [f"{k} ({n} of them)" for k, n in zip(names, counts, strict=True)]
-        at = "" if argument == "test" else f", at the clients {_listed(held)}"
+        at = "" if argument != "train" else f", at the clients {_listed(held)}"
         where = "" if x.ndim == 1 else f", in the columns {_listed(columns)}"
         raise DataError(
             f"fad.data.Task({argument}=...): expected {rule.expected}, but {name!r} "

@@ -32,12 +32,14 @@ class Task:
         metrics: ``metrics(params, examples) -> {name: [batch]}``, per example too.
         set_metrics: Functions ``(params, test) -> number`` by name, for what is no mean
             over examples: the area under a curve, for one.
+        validation: Examples that the server holds for learning what is learned on
+            clean data, arrays ``[V, *]``; None without.
 
     Raises:
-        DataError: If train and test differ in their names, row shapes or dtypes, test
-            holds a masked array, or an array holds NaN, infinity or, without
-            ``jax_enable_x64``, integers of more than 32 bits: where, by array, column
-            and client.
+        DataError: If train, test and validation differ in their names, row shapes or
+            dtypes, the server's hold a masked array, or an array holds NaN, infinity
+            or, without ``jax_enable_x64``, integers of more than 32 bits: where, by
+            array, column and client.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,20 +63,28 @@ class Task:
     loss: Loss
     metrics: Metrics
     set_metrics: Mapping[str, SetMetric] = dataclasses.field(default_factory=dict)
+    validation: dict[str, np.ndarray] | None = None
 
     def __post_init__(self) -> None:
-        """Check that train and test hold examples of one kind."""
-        test = arrays("Task", "test", self.test)
-        rows = num_rows("Task", "test", test)
-        object.__setattr__(self, "test", test)
-        train_row, test_row = _row(self.train.examples), _row(test)
-        if train_row != test_row:
-            raise DataError(
-                "fad.data.Task(train=..., test=...): both must hold the same arrays, "
-                f"but a row of train is {train_row} and a row of test is {test_row}."
-            )
+        """Check that all hold examples of one kind."""
         check_values("train", self.train)
-        check_values("test", Federated(test, np.array([0, rows])))
+        for name in ("test", "validation"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, self._checked(name))
+
+    def _checked(self, name: str) -> dict[str, np.ndarray]:
+        """Return the server's examples of a name, which must be as those of train."""
+        held = arrays("Task", name, getattr(self, name))
+        rows = num_rows("Task", name, held)
+        train_row, row = _row(self.train.examples), _row(held)
+        if train_row != row:
+            raise DataError(
+                f"fad.data.Task(train=..., {name}=...): both must hold the same "
+                f"arrays, but a row of train is {train_row} and a row of {name} is "
+                f"{row}."
+            )
+        check_values(name, Federated(held, np.array([0, rows])))
+        return held
 
 
 def _row(examples: dict[str, np.ndarray]) -> dict[str, str]:

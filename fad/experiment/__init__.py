@@ -9,6 +9,12 @@ from fad.experiment._config import ModelConfig as ModelConfig
 from fad.experiment._config import dump as dump
 from fad.experiment._config import load as load
 from fad.experiment._figure import plot_run as plot_run
+from fad.experiment._meta import MetaResult as MetaResult
+from fad.experiment._meta import meta_train as meta_train
+from fad.experiment._meta_config import AggregatorConfig as AggregatorConfig
+from fad.experiment._meta_config import Federation as Federation
+from fad.experiment._meta_config import MetaTraining as MetaTraining
+from fad.experiment._meta_config import load_meta as load_meta
 from fad.experiment._metrics import JsonlWriter as JsonlWriter
 from fad.experiment._metrics import MemoryWriter as MemoryWriter
 from fad.experiment._metrics import MetricWriter as MetricWriter

@@ -11,6 +11,8 @@ from fad._errors import ConfigError, FadError, nearest
 from fad.experiment._compare import compare
 from fad.experiment._config import Experiment, algorithm_name, load
 from fad.experiment._lazy import require
+from fad.experiment._meta import meta_train
+from fad.experiment._meta_config import MetaTraining, load_meta
 from fad.experiment._plan import plan_step, run_text, save_figure
 from fad.experiment._processes import leads
 from fad.experiment._report import print_report
@@ -23,6 +25,7 @@ _COMMANDS = {
     "CONFIG.toml --help": "show its flags and the values of the file",
     "plan CONFIG.toml [flags]": "show what it will communicate, without running it",
     "compare COMPARISON.toml": "run several on one figure and in one table",
+    "meta-train META.toml [flags]": "learn an aggregator by differentiating runs",
     "list": "show this text",
 }
 
@@ -123,6 +126,12 @@ def _dispatch(algorithms: Mapping[str, Any], arguments: list[str]) -> None:
             _parse(PlanOptions, PlanOptions(), ["--help"], program)
         case ["plan", *_]:
             raise ConfigError("plan: give the experiment's .toml file first")
+        case ["meta-train", path, *flags] if not path.startswith("-"):
+            _meta_train(path, flags)
+        case ["meta-train", "-h" | "--help", *_]:
+            _parse(Options, Options(), ["--help"], f"{_PROGRAM} meta-train FILE.toml")
+        case ["meta-train", *_]:
+            raise ConfigError("meta-train: give the meta-training's .toml file first")
         case [flag, *_] if flag.startswith("-"):
             raise ConfigError(
                 f"give the experiment's .toml file before the flags, got {flag} first"
@@ -134,7 +143,7 @@ def _dispatch(algorithms: Mapping[str, Any], arguments: list[str]) -> None:
 def _experiment(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
     """Run one experiment: the file's values, then the flags'."""
     if not Path(path).suffix and not Path(path).exists():
-        hint = nearest(path, ["compare", "list", "plan"], "commands")
+        hint = nearest(path, ["compare", "list", "meta-train", "plan"], "commands")
         raise ConfigError(f"unknown command {path!r}. {hint} Or give a .toml file.")
     loaded = load(path, algorithms)
     experiment, options = _with_flags(loaded, RunOptions(), flags, path)
@@ -196,12 +205,27 @@ def _compare(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None
     print(f"wrote {folder}")
 
 
+def _meta_train(path: str, flags: list[str]) -> None:
+    """Meta-train an aggregator: the file's values, then the flags'."""
+    command = f"meta-train {path}"
+    loaded, schema = load_meta(path), MetaTraining
+    config, options = _with_flags(loaded, Options(), flags, command, schema=schema)
+    result = meta_train(
+        config,
+        options.runs_dir / config.name,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=options.progress,
+    )
+    print(f"wrote {result.folder}")
+
+
 def _with_flags(
-    loaded: Experiment, options: Any, flags: list[str], command: str
-) -> tuple[Experiment, Any]:
+    loaded: Any, options: Any, flags: list[str], command: str, *, schema: Any = None
+) -> tuple[Any, Any]:
     """Return the experiment with the flags' values, and the other options."""
     conf = require("tyro").conf
-    schema = Experiment[type(loaded.algorithm)]
+    schema = schema or Experiment[type(loaded.algorithm)]
     fields = [
         ("experiment", Annotated[schema, conf.arg(name="")]),
         ("options", Annotated[type(options), conf.arg(name="")]),

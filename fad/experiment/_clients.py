@@ -1,6 +1,7 @@
-"""The clients of a configuration, and the examples that they are tested on."""
+"""The clients of a configuration, and the examples that the server holds."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +11,13 @@ from fad.data import Federated
 from fad.experiment._sets import Examples, Source
 from fad.experiment._task_config import DataConfig
 
+_NOISY = 2  # A random stream of the seed, apart from the flips.
 
-def clients_and_test(source: Source, data: DataConfig) -> tuple[Federated, Examples]:
-    """Hold out the test examples and share the others among the clients.
+
+def clients_and_held_out(
+    source: Source, data: DataConfig
+) -> tuple[Federated, Examples, Examples | None]:
+    """Hold out the server's examples and share the others among the clients.
 
     What is held out does not depend on the partition, so that partitions, the pooled
     one among them (``iid`` with one client), are judged alike. The noise is at the
@@ -23,45 +28,61 @@ def clients_and_test(source: Source, data: DataConfig) -> tuple[Federated, Examp
         data: The configuration.
 
     Returns:
-        The clients and the test examples.
+        The clients, the test and, where asked for, the validation examples.
 
     Raises:
         ConfigError: A hierarchical partition of a set without coarse labels; an
             option that cannot act on the set.
         DataError: The partition cannot be made.
     """
-    train, test = source.clients, source.test
+    train, test, validation = source.clients, source.test, None
     if data.min_examples:
         train = train.take(np.flatnonzero(train.sizes >= data.min_examples))
     if test is None:
-        train, test = _hold_out(train, source.kind, data)
+        train, test = _hold_out(train, source.kind, data, data.test_fraction)
     elif data.test_fraction != DataConfig.test_fraction:
         raise ConfigError(
             f"data.test_fraction: {data.set!r} has a test split of its own; leave it "
             "out."
         )
+    if data.validation_fraction:
+        share = data.validation_fraction
+        train, validation = _hold_out(train, source.kind, data, share)
     if data.partition != "natural":
         rows = train.pooled()
         train = Federated.from_indices(rows, _parts(rows, data))
     if data.label_noise:
-        if source.kind != "classes":
-            raise ConfigError("data.label_noise: this set has no class labels")
-        train = fad_data.flip_labels(
-            train, fraction=data.label_noise, seed=data.seed, classes=source.outputs
-        )
+        train = _with_noise(train, source, data)
     if data.length != DataConfig.length and source.kind != "characters":
         raise ConfigError("data.length: this set has no text to cut into windows")
-    names = set(test) & {"x", "y"}
+    names = sorted(set(test) & {"x", "y"})
     train = dataclasses.replace(train, examples={n: train.examples[n] for n in names})
-    test = {name: test[name] for name in names}
-    return _standardised(train, test) if source.standardise else (train, test)
+    held = [h and {name: h[name] for name in names} for h in (test, validation)]
+    return _standardised(train, *held) if source.standardise else (train, *held)
+
+
+def _with_noise(clients: Federated, source: Source, data: DataConfig) -> Federated:
+    """Replace labels, at all clients or at a share of them."""
+    if source.kind != "classes":
+        raise ConfigError("data.label_noise: this set has no class labels")
+    shares = np.full(clients.num_clients, data.label_noise)
+    if data.noisy_clients < 1:
+        shares[clean_clients(clients.num_clients, data)] = 0
+    return fad_data.flip_labels(
+        clients, fraction=shares, seed=data.seed, classes=source.outputs
+    )
+
+
+def clean_clients(count: int, data: DataConfig) -> np.ndarray:
+    """Return which of the clients have no noise at their labels."""
+    order = np.random.default_rng([data.seed, _NOISY]).permutation(count)
+    return np.sort(order[round(data.noisy_clients * count) :])
 
 
 def _hold_out(
-    clients: Federated, kind: str, data: DataConfig
+    clients: Federated, kind: str, data: DataConfig, share: float
 ) -> tuple[Federated, Examples]:
     """Split every client: the end of its text, or as many of every class."""
-    share = data.test_fraction
     train, test = clients.split(
         1 - share,
         share,
@@ -123,7 +144,9 @@ def _hierarchical(rows: Examples, data: DataConfig) -> list[np.ndarray]:
     )
 
 
-def _standardised(train: Federated, test: Examples) -> tuple[Federated, Examples]:
+def _standardised(
+    train: Federated, *held: Examples | None
+) -> tuple[Federated, Any, Any]:
     """Bring columns to mean 0 and deviation 1 over the clients' examples, NaN to 0."""
     x = train.examples["x"]
     mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
@@ -133,4 +156,5 @@ def _standardised(train: Federated, test: Examples) -> tuple[Federated, Examples
         return {**examples, "x": np.nan_to_num((examples["x"] - mean) / deviation)}
 
     train = dataclasses.replace(train, examples=rows(train.examples))
-    return train, rows(test)
+    test, validation = (h and rows(h) for h in held)
+    return train, test, validation

@@ -1,4 +1,4 @@
-"""The configuration of meta-training: an aggregator and the federations it learns on."""
+"""The configuration of meta-training: an aggregator, and what it learns on."""
 
 import dataclasses
 from pathlib import Path
@@ -138,7 +138,40 @@ class MetaTraining:
 
 
 def load_meta(path: str | Path) -> MetaTraining:
-    """Read the file of a meta-training."""
+    """Load a meta-training from its TOML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The meta-training.
+
+    Raises:
+        ConfigError: The file is missing, is not TOML, or does not fit the schema.
+
+    Example:
+        >>> import tempfile
+        >>> text = '''
+        ... name = "short"
+        ... steps = 2
+        ... rounds = 4
+        ... window = 2
+        ... checkpoint_every = 2
+        ... cohort = 4
+        ... batch_size = 5
+        ... max_examples = 10
+        ... [[federation]]
+        ... label = "digits"
+        ... client_lr = [0.1, 0.1]
+        ... data.clients = 10
+        ... model.name = "logistic"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "short.toml")
+        ...     _ = path.write_text(text)
+        ...     load_meta(path).federation[0].label
+        'digits'
+    """
     return _toml.convert(MetaTraining, _toml.read(path), where=f"{path}")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fad._errors import ConfigError
 from fad.data import Federated
-from fad.experiment._clients import clients_and_test
+from fad.experiment._clients import clients_and_held_out
 from fad.experiment._meta_config import Federation, MetaTraining
 from fad.experiment._sets import Source, read
 from fad.experiment._task import make_task
@@ -27,7 +27,7 @@ class Family:
             federation,
         )
         task = make_task(federation.data, federation.model)
-        self.loss, self.init = task.loss, task.init
+        self.loss, self.init = task.loss, jax.jit(task.init)
         # Only the synthetic set is another one with another seed.
         made = federation.data.set == "synthetic"
         self._source = (
@@ -43,7 +43,7 @@ class Family:
             changes["alpha"] = _log_uniform(rng, federation.alpha)
         lr = _log_uniform(rng, federation.client_lr)
         data = dataclasses.replace(federation.data, **changes)
-        clients, _ = clients_and_test(self._source or read(data), data)
+        clients, *_ = clients_and_held_out(self._source or read(data), data)
         if clients.num_clients < self._config.cohort:
             raise ConfigError(
                 f"federation {self.label!r}: cohort = {self._config.cohort}, but there "
@@ -79,7 +79,7 @@ class Family:
                 x = np.pad(x, [(0, 0), (0, 0), (0, short)] + [(0, 0)] * (x.ndim - 3))
             return jnp.asarray(x)
 
-        return AtClients.tree_unflatten(None, (jax.tree.map(stack, *cohorts),))
+        return AtClients(jax.tree.map(stack, *cohorts))
 
 
 def _some(source: Source, federation: Federation, config: MetaTraining) -> Source:

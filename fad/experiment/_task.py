@@ -11,7 +11,7 @@ import optax
 
 from fad import data as fad_data
 from fad.data._task import SetMetric
-from fad.experiment._clients import clients_and_test
+from fad.experiment._clients import clients_and_held_out
 from fad.experiment._lazy import require
 from fad.experiment._sets import Source, read
 from fad.experiment._step import EVAL_BATCH
@@ -45,14 +45,15 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
         ('digits-mlp', 10)
     """
     source = read(data)
-    train, test = clients_and_test(source, data)
+    train, test, validation = clients_and_held_out(source, data)
     make = require("fad.models").make
     options = model.options()
     if model.name == "char_transformer":
         options["length"] = data.length
     net = make(model.name, classes=source.outputs, **options)
     if model.norm == "static_batch":
-        train, test = _with_real(train, test)
+        train = dataclasses.replace(train, examples=_with_real(train.examples))
+        test, validation = (h and _with_real(h) for h in (test, validation))
     row = train.examples["x"][:1]
 
     def init(key: jax.Array) -> Any:
@@ -72,6 +73,7 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
         name=f"{data.set}-{model.name}",
         train=train,
         test=test,
+        validation=validation,
         init=init,
         loss=loss,
         metrics=metrics,
@@ -79,15 +81,9 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
     )
 
 
-def _with_real(
-    train: fad_data.Federated, test: dict[str, np.ndarray]
-) -> tuple[fad_data.Federated, dict[str, np.ndarray]]:
+def _with_real(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Mark real rows, which batch statistics need to know: padding is False."""
-
-    def rows(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {**examples, "real": np.ones(len(examples["y"]), bool)}
-
-    return dataclasses.replace(train, examples=rows(train.examples)), rows(test)
+    return {**examples, "real": np.ones(len(examples["y"]), bool)}
 
 
 def _features(x: Any, source: Source) -> jax.Array:

@@ -116,6 +116,8 @@ class DataConfig:
         if not 0 <= self.noisy_clients <= 1:
             got = self.noisy_clients
             raise ValueError(f"noisy_clients must be in [0, 1], got {got}")
+        if self.noisy_clients < 1 and not self.label_noise:
+            raise ValueError("noisy_clients needs a label_noise above 0")
         if not 0 <= self.validation_fraction < 1:
             got = self.validation_fraction
             raise ValueError(f"validation_fraction must be in [0, 1), got {got}")

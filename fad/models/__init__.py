@@ -4,6 +4,7 @@ Parameters are float32. A model computes in the dtype that its input and its par
 promote to; for double precision give both as float64.
 """
 
+from fad.models._aggregator import CoordinateMlp as CoordinateMlp
 from fad.models._cnn import FedAvgCnn as FedAvgCnn
 from fad.models._cnn import FedSepCnn as FedSepCnn
 from fad.models._lstm import CharLstm as CharLstm

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 FILES = sorted(CONFIGS.glob("*.toml"))
 COMPARISONS = [f for f in FILES if "[[run]]" in f.read_text()]
-EXPERIMENTS = [f for f in FILES if f not in COMPARISONS]
+META = [f for f in FILES if f.stem.startswith("meta_")]
+EXPERIMENTS = [f for f in FILES if f not in COMPARISONS + META]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)

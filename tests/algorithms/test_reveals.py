@@ -9,7 +9,16 @@ from fad.experiment import make_task
 from fad.experiment._config import DataConfig, ModelConfig
 
 # (rounds per step, models down, models up) per client; no algorithm so far leaks.
-COSTS = {"fedavg": (1, 1, 1), "self_tuning_fedavg": (1, 2, 2)}
+COSTS = {
+    "fathom": (1, 1, 1),
+    "fedavg": (1, 1, 1),
+    "fedexp": (1, 1, 1),
+    "fedhyper": (1, 1, 1),
+    "fednova": (1, 1, 1),
+    "hypergradient_descent": (1, 1, 1),
+    "learned_aggregator": (1, 1, 3),
+    "self_tuning_fedavg": (1, 2, 2),
+}
 MODEL = 4 * (64 * 10 + 10)
 
 

@@ -1,4 +1,7 @@
-"""The learned server step: its hypergradient is exact, and adds no round."""
+"""Learned hyper-parameters: their hypergradients are exact, and add no round."""
+
+import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -7,28 +10,31 @@ import optax
 import pytest
 
 import fad
-from algorithms.self_tuning_fedavg import Config, self_tuning_fedavg
+from algorithms._hyper import free, values
+from algorithms._optimizers import optimizers_of
+from algorithms.self_tuning_fedavg import Config, build, self_tuning_fedavg
 from tests.algorithms.conftest import init_params, loss
 from tests.algorithms.test_fedavg import python_round
 
-STILL = optax.sgd(0.0)  # a meta-optimizer that leaves the step where it is
-CLIENT = optax.sgd(0.2)
-SERVERS = {
-    "sgd": optax.sgd(1.0),
-    "momentum": optax.sgd(1.0, momentum=0.9),
-    "adam": optax.adam(1.0, eps=1e-3),
-}
+STILL = optax.sgd(0.0)  # a meta-optimizer that leaves theta where it is
+SERVERS = ("sgd", "momentum", "adam")
+LAYERS = {"w": 1.0, "b": 2.0}
+SETTING = {"server_lr": 0.5, "client_lr": 0.2, "server_eps": 1e-2}
+START = {"server_lr": 0.5, "layer_lrs": LAYERS, "server_b1": 0.8, "client_lr": 0.2}
 
 
-def build(server, memory, meta=STILL, server_lr=0.5):
+def optimizers(server):
+    return functools.partial(optimizers_of, Config(server=server, **SETTING))
+
+
+def make(start=None, *, server="sgd", meta=STILL, **options):
     return self_tuning_fedavg(
         loss,
         init_params,
-        server=server,
-        client=CLIENT,
+        optimizers=optimizers(server),
+        start={"server_lr": 0.5} if start is None else start,
         meta=meta,
-        server_lr=server_lr,
-        memory=memory,
+        **options,
     )
 
 
@@ -38,96 +44,203 @@ def pooled_loss(params, federation):
     return jnp.mean(loss(params, {"x": x, "y": y}))
 
 
-def plain_run(log_lr, rounds, server, federation, lr_of=lambda t, lr: lr):
-    """The pooled loss after some rounds, in plain JAX without fad."""
-    params = init_params(jax.random.key(0))
-    memory = server.init(params)
+def plain_losses(theta, rounds, server, federation, theta_of=lambda t, theta: theta):
+    """The pooled loss before each round, in plain JAX without fad."""
+    params, losses = init_params(jax.random.key(0)), []
+    memory = optimizers(server)(values(theta))[0].init(params)
     for t in range(rounds):
-        delta = python_round(federation, params, client=CLIENT)
+        losses.append(pooled_loss(params, federation))
+        optimizer, client = optimizers(server)(values(theta_of(t, theta)))
+        delta = python_round(federation, params, client=client)
         gradient = jax.tree.map(lambda d: -d, delta)
-        direction, memory = server.update(gradient, memory, params)
-        lr = jnp.exp(lr_of(t, log_lr))
-        params = jax.tree.map(lambda p, d, lr=lr: p + lr * d, params, direction)
-    return pooled_loss(params, federation)
+        change, memory = optimizer.update(gradient, memory, params)
+        params = optax.apply_updates(params, change)
+    return jnp.stack(losses)
 
 
-def hypergradients(algorithm, federation, rounds):
+def slopes(algorithm, federation, count, cohort=None):
     state, found = algorithm.init(jax.random.key(0)), []
     step = jax.jit(algorithm.step)
-    for t in range(rounds):
-        state, metrics = step(state, federation.cohort, jax.random.key(t))
-        found.append(metrics["hypergradient"])
-    return np.array(found), state
+    for t in range(count):
+        state, metrics = step(
+            state, federation.cohort if cohort is None else cohort, jax.random.key(t)
+        )
+        found.append({k: v for k, v in metrics.items() if k.startswith("slope_")})
+    return found, state
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_full_memory_is_the_gradient_of_the_whole_run(x64, federation, name):
-    server = SERVERS[name]
-    found, _ = hypergradients(build(server, 1.0), federation, 4)
-    log_lr = jnp.log(0.5)
-    for rounds in (0, 1, 3):
-        want = jax.grad(plain_run)(log_lr, rounds, server, federation)
-        np.testing.assert_allclose(found[rounds], want, rtol=1e-6, atol=1e-12)
+def summed(gradient):
+    return {
+        f"slope_{k}": sum(jnp.sum(g) for g in jax.tree.leaves(v))
+        for k, v in gradient.items()
+    }
 
 
-@pytest.mark.parametrize("name", SERVERS)
-def test_no_memory_is_the_last_step_alone(x64, federation, name):
-    server = SERVERS[name]
-    found, _ = hypergradients(build(server, 0.0), federation, 3)
+@pytest.mark.parametrize("server", SERVERS)
+def test_full_memory_is_the_gradient_of_the_whole_run(x64, federation, server):
+    found, _ = slopes(make(server=server, memory=1.0), federation, 4)
+    theta = free({"server_lr": 0.5})
+    for t in (0, 1, 3):
+        want = jax.grad(lambda th, t=t: plain_losses(th, t + 1, server, federation)[t])
+        np.testing.assert_allclose(
+            found[t]["slope_server_lr"], want(theta)["server_lr"], 1e-10, 1e-14
+        )
 
-    def last_only(t, log_lr):
-        return log_lr if t == 1 else jax.lax.stop_gradient(log_lr)
 
-    want = jax.grad(plain_run)(jnp.log(0.5), 2, server, federation, last_only)
-    np.testing.assert_allclose(found[2], want, rtol=1e-6)
+def test_every_hyper_parameter_at_once(x64, federation):
+    found, _ = slopes(make(START, server="momentum", memory=1.0), federation, 3)
+    want = jax.grad(lambda th: plain_losses(th, 3, "momentum", federation)[2])
+    for name, value in summed(want(free(START))).items():
+        np.testing.assert_allclose(found[2][name], value, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mode", ["window", "mixed", "reverse"])
+def test_windows_in_every_mode(x64, federation, mode):
+    """Two windows of three rounds; the second starts from the first's model."""
+    algorithm = make(START, server="momentum", mode=mode, lookahead=3)
+    three = jax.tree.map(lambda x: jnp.concatenate([x] * 3), federation.cohort)
+    found, _ = slopes(algorithm, federation, 2, three)
+    theta = free(START)
+
+    def second(th):
+        own = lambda t, th: jax.lax.stop_gradient(th) if t < 3 else th  # noqa: E731
+        return plain_losses(th, 6, "momentum", federation, own)[3:].mean()
+
+    first = jax.grad(lambda th: plain_losses(th, 3, "momentum", federation).mean())
+    for t, want in enumerate((first(theta), jax.grad(second)(theta))):
+        for name, value in summed(want).items():
+            np.testing.assert_allclose(found[t][name], value, rtol=1e-10)
 
 
 def test_memory_fades_the_past(x64, federation):
     """The hypergradient is the sum of each step's, faded by the rounds since."""
-    found, _ = hypergradients(build(SERVERS["sgd"], 0.7), federation, 4)
-    want = 0.0
+    found, _ = slopes(make(memory=0.7), federation, 4)
+    theta, want = free({"server_lr": 0.5}), 0.0
     for past in range(3):
 
-        def one(t, log_lr, past=past):
-            return log_lr if t == past else jax.lax.stop_gradient(log_lr)
+        def one(t, th, past=past):
+            return th if t == past else jax.lax.stop_gradient(th)
 
-        effect = jax.grad(plain_run)(jnp.log(0.5), 3, SERVERS["sgd"], federation, one)
-        want += 0.7 ** (2 - past) * effect
-    np.testing.assert_allclose(found[3], want, rtol=1e-6)
+        effect = jax.grad(lambda th: plain_losses(th, 4, "sgd", federation, one)[3])
+        want += 0.7 ** (3 - past) * effect(theta)["server_lr"]
+    np.testing.assert_allclose(found[3]["slope_server_lr"], want, rtol=1e-10)
 
 
-@pytest.mark.parametrize("memory", [0.0, 0.9])
-def test_no_further_round(federation, memory):
-    algorithm = build(SERVERS["sgd"], memory)
+def test_no_further_round(federation):
+    algorithm = make()
     state = algorithm.init(jax.random.key(0))
     cost = fad.plan(algorithm.step)(state, federation.cohort, jax.random.key(0)).cost()
     model = 4 * 4  # three weights and a bias in float32
     assert cost.rounds == 1
     assert cost.client_state_bytes == 0
     assert cost.bytes_down == 2 * model
-    # The update, the loss, their weights, and the loss's tangent; with memory the
-    # update's tangent too.
-    assert cost.bytes_up == model + (model if memory else 0) + 4 * 3
+    # The update and the loss with their tangents, and their weights.
+    assert cost.bytes_up == 2 * model + 4 * 3
+
+
+def test_reverse_needs_the_clients_again(federation):
+    algorithm = make(mode="reverse", lookahead=2)
+    state = algorithm.init(jax.random.key(0))
+    plan = fad.plan(algorithm.step)(state, federation.cohort, jax.random.key(0))
+    # The first loss and the last update do not need the way back.
+    assert plan.cost().rounds == 3
+    assert plan.cost().same_cohort
 
 
 def test_the_step_moves_towards_a_better_one(federation):
     adam = optax.adam(0.2, b1=0.5, b2=0.9)
-    learned = build(SERVERS["sgd"], 0.9, adam, server_lr=0.05)
-    fixed = build(SERVERS["sgd"], 0.9, server_lr=0.05)
-    _, state = hypergradients(learned, federation, 8)
-    _, still = hypergradients(fixed, federation, 8)
-    assert state.log_lr > still.log_lr
+    _, state = slopes(make({"server_lr": 0.05}, meta=adam), federation, 8)
+    _, still = slopes(make({"server_lr": 0.05}), federation, 8)
+    assert state.theta["server_lr"] > still.theta["server_lr"]
     assert pooled_loss(state.params, federation) < pooled_loss(still.params, federation)
+
+
+def steps(algorithm, federation, count):
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    for t in range(count):
+        before = state
+        state, metrics = step(before, federation.cohort, jax.random.key(t))
+        yield before, state, metrics
+
+
+def test_a_step_far_too_large_is_undone(federation):
+    algorithm = make({"server_lr": 2.0}, reject=1e-9, shrink=4.0)  # undo any step
+    (first, moved, kept), (_, back, metrics) = steps(algorithm, federation, 2)
+    assert (int(kept["undone"]), int(metrics["undone"])) == (0, 1)
+    want = jax.tree.map(lambda a, x: a + (x - a) / 4, first.params, moved.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6), back.params, want)
+    np.testing.assert_allclose(jnp.exp(back.theta["server_lr"]), 0.5, rtol=1e-6)
+    assert all(not t.any() for t in back.carry.tangent)
+
+
+def test_a_step_to_no_number_is_undone(federation):
+    algorithm = make({"server_lr": 1e38})
+    for _, state, metrics in steps(algorithm, federation, 4):
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
+        algorithm.check({k: float(v) for k, v in metrics.items()})
+    assert float(state.theta["server_lr"]) < np.log(1e38)
+
+
+def test_a_tangent_that_overflows_is_dropped(federation):
+    algorithm = make()
+    state = algorithm.init(jax.random.key(0))
+    carry = state.carry._replace(tangent=[jnp.inf + t for t in state.carry.tangent])
+    new, _ = algorithm.step(
+        state._replace(carry=carry), federation.cohort, jax.random.key(0)
+    )
+    assert all(not t.any() for t in new.carry.tangent)
+    assert new.theta == state.theta
+    assert not jnp.array_equal(new.params["w"], state.params["w"])
+
+
+def test_steps_undone_in_a_row_end_the_run():
+    check = make().check
+    check({"undone": 19, "train_loss": 1e9})
+    message = (
+        r"self_tuning_fedavg: 20 server steps in a row were undone, .* loss is still "
+        r"1e\+09\. .* a smaller client_lr is the likely fix"
+    )
+    with pytest.raises(fad.RunError, match=message):
+        check({"undone": 20, "train_loss": 1e9})
+
+
+def test_values_and_what_stands_for_them(x64):
+    back = values(free(START))
+    assert jax.tree.all(jax.tree.map(lambda a, b: jnp.allclose(a, b), back, START))
+
+
+@pytest.mark.parametrize("learn", [("layer_lrs",), ("server_b1", "client_lr")])
+def test_what_a_config_learns(federation, learn):
+    task = types.SimpleNamespace(loss=loss, init=init_params)
+    config = Config(learn=learn, server="momentum")
+    algorithm = build(config, task)
+    state = algorithm.init(jax.random.key(0))
+    _, metrics = jax.jit(algorithm.step)(state, federation.cohort, jax.random.key(0))
+    assert set(learn) <= set(metrics)
+    assert float(metrics[learn[0]]) == pytest.approx(0.9 if len(learn) > 1 else 1.0)
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("memory", 1.0, r"memory: expected in \[0, 1\), got 1.0"),
+        ("memory", 0.0, r"memory: expected in \(0, 1\], got 0.0"),
+        ("lookahead", 0, "lookahead: expected >= 1, got 0"),
+        ("reject", 1.0, "reject: expected > 1, got 1.0"),
+        ("shrink", 1.0, "shrink: expected > 1, got 1.0"),
         ("meta_lr", -0.1, "meta_lr: expected >= 0, got -0.1"),
         ("server_lr", 0.0, "server_lr: expected > 0, got 0.0"),
+        ("learn", (), "learn: expected at least one of"),
     ],
 )
 def test_ranges(option, value, message):
     with pytest.raises(ValueError, match=message):
         Config(**{option: value})
+
+
+def test_a_cohort_that_the_rounds_do_not_divide(federation):
+    algorithm = make(mode="window", lookahead=3)
+    message = r"self_tuning_fedavg: cohort: lookahead=3 does not divide its 4 clients"
+    with pytest.raises(fad.FadError, match=message):
+        algorithm.step(
+            algorithm.init(jax.random.key(0)), federation.cohort, jax.random.key(0)
+        )

@@ -362,8 +362,11 @@ def self_tuning_fedavg_step(w, data):
     algorithm = self_tuning_fedavg(
         _loss,
         lambda key: jnp.zeros(D),
-        server=optax.sgd(1.0, momentum=0.9),
-        client=optax.sgd(0.1),
+        optimizers=lambda h: (
+            optax.sgd(h["server_lr"], momentum=0.9),
+            optax.sgd(0.1),
+        ),
+        start={"server_lr": 1.0},
         meta=optax.sgd(0.1),
     )
     return _step(algorithm, w, data)

@@ -1,0 +1,160 @@
+"""Learned aggregators: a small network at the server turns sums into a step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fad import _optional
+from fad._errors import ConfigError, RunError
+from fad.aggregators._aggregator import Aggregator
+from fad.aggregators._features import Sight, flat, look, shared_features, size
+from fad.aggregators._memory import Memory, empty, remember, unbiased
+
+PyTree = Any
+
+_START = (0.0, 0.0, 1.0, 0.0, 0.0)  # FedAvg with the middle momentum
+_LIMIT = 2.0  # of what the network adds to the log step
+_LONGEST = 0.1  # where a step's length starts to saturate, in the model's
+
+
+def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
+    """Make the learned aggregator: a step per coordinate from moments of the updates.
+
+    A client sends its update, the update's square and its sign: three numbers per
+    parameter, of which only the means reach the server. From these and the server's
+    running means, one small network gives each coordinate a log step and a mixture of
+    five directions: the mean update, its momenta of decay 0.5, 0.9 and 0.98, and the
+    momentum of 0.9 scaled per coordinate as by Adam. The network's last layer starts at
+    zero, where the aggregator is FedAvg with momentum 0.9 and server step 1. A step is
+    never longer than a learned share of the model, at first a tenth: so a theta that goes
+    too far gives poor runs, from which it learns, and not dead ones.
+
+    It works on any model, and its features have no scale: with updates and parameters
+    ``c`` times larger the step is ``c`` times larger.
+
+    Args:
+        rounds: The length of training T; the network sees t / T.
+        hidden: Widths of the network's layers.
+
+    Returns:
+        The aggregator; ``theta`` is float32, and it computes in the parameters' dtype.
+
+    Raises:
+        ConfigError: ``rounds`` is not positive.
+        RunError: Flax is not installed.
+
+    Example:
+        >>> aggregator = learned(rounds=10)
+        >>> theta = aggregator.init_theta(jax.random.key(0))
+        >>> params, update = jnp.zeros(2), jnp.array([1.0, -2.0])
+        >>> message = aggregator.client(theta, None, update, None)
+        >>> state = aggregator.init(params)
+        >>> step, state = aggregator.server(theta, state, message, params, None)
+        >>> step.round(4).tolist()
+        [1.0, -2.0]
+
+    Source: L. Metz et al., Practical tradeoffs between memory, compute, and
+    performance in learned optimizers, 2022, on per-coordinate networks; S. Reddi et
+    al., Adaptive Federated Optimization, ICLR 2021, on the memories.
+    """
+    return _build("learned", rounds, hidden, moments=True)
+
+
+def learned_optimizer(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
+    """Make the learned server optimizer: as ``learned``, from the mean update alone.
+
+    It sends what FedAvg does. The difference to ``learned`` is what the clients'
+    second moment and sign agreement are worth.
+
+    Args:
+        rounds: The length of training T; the network sees t / T.
+        hidden: Widths of the network's layers.
+
+    Returns:
+        The aggregator.
+
+    Raises:
+        ConfigError: ``rounds`` is not positive.
+        RunError: Flax is not installed.
+
+    Example:
+        >>> aggregator = learned_optimizer(rounds=10, hidden=(4,))
+        >>> theta = aggregator.init_theta(jax.random.key(0))
+        >>> sorted(theta)
+        ['log_step', 'mix', 'net']
+    """
+    return _build("learned_optimizer", rounds, hidden, moments=False)
+
+
+def _build(
+    name: str, rounds: int, hidden: tuple[int, ...], *, moments: bool
+) -> Aggregator:
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise ConfigError(
+            f"fad.aggregators.{name}(rounds=...): expected a positive int, the length "
+            f"of training; got {rounds!r}."
+        )
+    models = _optional.require("fad.models", RunError, "learned aggregators need")
+    net = models.CoordinateMlp(tuple(hidden), len(_START) + 1)
+
+    def init_theta(key):
+        one = jnp.zeros(1)
+        sums = {"mean": one} | ({"square": one, "sign": one} if moments else {})
+        seen, _ = _look(remember(empty(one), one), sums, one, rounds)
+        return {
+            "net": net.init(key, seen.astype(jnp.float32))["params"],
+            "log_step": jnp.zeros((), jnp.float32),
+            "log_longest": jnp.log(jnp.array(_LONGEST, jnp.float32)),
+            "mix": jnp.array(_START, jnp.float32),
+        }
+
+    def client(theta, state, update, key):
+        del theta, state, key
+        sums = {"mean": update}
+        if moments:
+            sums["square"] = jax.tree.map(jnp.square, update)
+            sums["sign"] = jax.tree.map(jnp.sign, update)
+        return sums
+
+    def server(theta, state, mean, params, key):
+        del key
+        state = remember(state, mean["mean"])
+        seen, ways = _look(state, mean, params, rounds)
+        seen, ways = (x.astype(theta["mix"].dtype) for x in (seen, ways))
+        out = net.apply({"params": theta["net"]}, seen)
+        extra = _LIMIT * jnp.tanh(out[:, :1] / _LIMIT)
+        weights = theta["mix"][None] + out[:, 1:]
+        moved = jnp.exp(theta["log_step"] + extra[:, 0]) * (weights * ways).sum(axis=1)
+        longest = jnp.exp(theta["log_longest"]) * size(flat(params).astype(moved.dtype))
+        moved /= jnp.sqrt(1 + (size(moved) / longest) ** 2)
+        return _like(params, moved), state
+
+    return Aggregator(init_theta=init_theta, init=empty, server=server, client=client)
+
+
+def _look(
+    memory: Memory, mean: dict[str, PyTree], params: PyTree, rounds: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return the features ``[p, f]`` and directions ``[p, 5]`` of all coordinates."""
+    momenta, second = unbiased(memory)
+    update = flat(mean["mean"])
+    sight = Sight(
+        mean=update,
+        momenta=tuple(map(flat, momenta)),
+        second=flat(second),
+        square=flat(mean["square"]) if "square" in mean else None,
+        sign=flat(mean["sign"]) if "sign" in mean else None,
+    )
+    shared = shared_features(memory.round, rounds, update, flat(params))
+    return look(sight, shared, [x.size for x in jax.tree.leaves(params)])
+
+
+def _like(params: PyTree, moved: jax.Array) -> PyTree:
+    """Cut a vector into the shapes and dtypes of ``params``."""
+    leaves, treedef = jax.tree.flatten(params)
+    out, start = [], 0
+    for x in leaves:
+        out.append(moved[start : start + x.size].reshape(x.shape).astype(x.dtype))
+        start += x.size
+    return treedef.unflatten(out)
