@@ -16,13 +16,13 @@ class Safeguard(NamedTuple):
 
     anchor: Any  # the params before that step
     worst: jax.Array  # the worst loss of late; infinite before the first
-    in_row: jax.Array  # steps undone since one was kept
+    in_row: jax.Array  # steps undone since one was kept, a count
 
 
 def begin(params: Any) -> Safeguard:
     """Return a safeguard that accepts any first loss that is finite."""
     worst = jnp.array(jnp.inf, jnp.result_type(float))
-    return Safeguard(params, worst, jnp.zeros((), jnp.int32))
+    return Safeguard(params, worst, jnp.zeros_like(worst))
 
 
 def judge(

@@ -15,7 +15,7 @@ PyTree = Any
 
 _START = (0.0, 0.0, 1.0, 0.0, 0.0)  # FedAvg with the middle momentum
 _LIMIT = 2.0  # of what the network adds to the log step
-_LONGEST = 0.1  # where a step's length starts to saturate, in the model's
+_LONGEST = 0.2  # where a step's length saturates, in the model's plus ten updates'
 
 
 def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
@@ -26,9 +26,10 @@ def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
     running means, one small network gives each coordinate a log step and a mixture of
     five directions: the mean update, its momenta of decay 0.5, 0.9 and 0.98, and the
     momentum of 0.9 scaled per coordinate as by Adam. The network's last layer starts at
-    zero, where the aggregator is FedAvg with momentum 0.9 and server step 1. A step is
-    never longer than a learned share of the model, at first a tenth: so a theta that goes
-    too far gives poor runs, from which it learns, and not dead ones.
+    zero, where the aggregator is about FedAvg with momentum 0.9 and server step 1.
+    The length of a step saturates at a learned share, at first a fifth, of the model's
+    plus ten times the mean update's: so a theta that goes too far in meta-training gives
+    poor runs, from which it learns, and not dead ones.
 
     It works on any model, and its features have no scale: with updates and parameters
     ``c`` times larger the step is ``c`` times larger.
@@ -126,7 +127,8 @@ def _build(
         extra = _LIMIT * jnp.tanh(out[:, :1] / _LIMIT)
         weights = theta["mix"][None] + out[:, 1:]
         moved = jnp.exp(theta["log_step"] + extra[:, 0]) * (weights * ways).sum(axis=1)
-        longest = jnp.exp(theta["log_longest"]) * size(flat(params).astype(moved.dtype))
+        known = size(flat(params)) + 10 * size(flat(mean["mean"]))
+        longest = jnp.exp(theta["log_longest"]) * known.astype(moved.dtype)
         moved /= jnp.sqrt(1 + (size(moved) / longest) ** 2)
         return _like(params, moved), state
 

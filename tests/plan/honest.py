@@ -341,8 +341,8 @@ def _cohort(data):
     return fad.program(lambda d: fad.map(batches, d["batches"]))(data)
 
 
-def _step(algorithm, w, data):
-    state = algorithm.init(jax.random.key(0))._replace(params=w)
+def _step(algorithm, data):
+    state = algorithm.init(jax.random.key(0))
     return algorithm.step(state, _cohort(data), jax.random.key(1))
 
 
@@ -350,18 +350,18 @@ def _step(algorithm, w, data):
 def fedavg_step(w, data):
     algorithm = fedavg(
         _loss,
-        lambda key: jnp.zeros(D),
+        lambda key: w,
         server=optax.sgd(1.0, momentum=0.9),
         client=optax.sgd(0.1),
     )
-    return _step(algorithm, w, data)
+    return _step(algorithm, data)
 
 
 @honest()
 def self_tuning_fedavg_step(w, data):
     algorithm = self_tuning_fedavg(
         _loss,
-        lambda key: jnp.zeros(D),
+        lambda key: w,
         optimizers=lambda h: (
             optax.sgd(h["server_lr"], momentum=0.9),
             optax.sgd(0.1),
@@ -369,4 +369,4 @@ def self_tuning_fedavg_step(w, data):
         start={"server_lr": 1.0},
         meta=optax.sgd(0.1),
     )
-    return _step(algorithm, w, data)
+    return _step(algorithm, data)
