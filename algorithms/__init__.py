@@ -3,6 +3,7 @@
 from types import ModuleType
 
 from algorithms import (
+    afl,
     fathom,
     fedavg,
     fedexp,
@@ -10,12 +11,15 @@ from algorithms import (
     fednova,
     hypergradient_descent,
     learned_aggregator,
+    learned_weights,
     per_fedavg,
+    qffl,
     reptile,
     self_tuning_fedavg,
 )
 
 ALGORITHMS: dict[str, ModuleType] = {
+    "afl": afl,
     "fathom": fathom,
     "fedavg": fedavg,
     "fedexp": fedexp,
@@ -23,7 +27,9 @@ ALGORITHMS: dict[str, ModuleType] = {
     "fednova": fednova,
     "hypergradient_descent": hypergradient_descent,
     "learned_aggregator": learned_aggregator,
+    "learned_weights": learned_weights,
     "per_fedavg": per_fedavg,
+    "qffl": qffl,
     "reptile": reptile,
     "self_tuning_fedavg": self_tuning_fedavg,
 }

@@ -4,17 +4,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+import fad
 
 _FRACTIONS = ("_b1", "_b2")  # how the names of momenta end
-SERVER_STEPS = ("server_lr", "layer_lrs")
+_STEPS = ("server_lr", "layer_lrs", "client_lr")
 
 
 def free(hyper: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers that stand for hyper-parameters."""
+    """Return the numbers that stand for hyper-parameters.
+
+    Raises:
+        FadError: If one is not positive, or a fraction not below 1.
+    """
 
     def one(name, x):
+        fraction = name.endswith(_FRACTIONS)
+        values, most = np.asarray(x), 1 if fraction else np.inf
+        if not np.all((values > 0) & (values < most)):
+            how = "logit" if fraction else "logarithm"
+            raise fad.FadError(
+                f"start[{name!r}]: expected in (0, {most}), got {x!r}: it is learned "
+                f"as its {how}."
+            )
         x = jnp.asarray(x, jnp.result_type(float))
-        return jnp.log(x) - jnp.log1p(-x) if name.endswith(_FRACTIONS) else jnp.log(x)
+        return jnp.log(x) - jnp.log1p(-x) if fraction else jnp.log(x)
 
     return _each(one, hyper)
 
@@ -28,10 +43,12 @@ def values(theta: dict[str, Any]) -> dict[str, Any]:
 
 
 def gentler(theta: dict[str, Any], factor: float) -> dict[str, Any]:
-    """Return theta with the server's step, or those of layers, smaller by a factor."""
-    name = next((name for name in SERVER_STEPS if name in theta), None)
+    """Return theta with the first step that it has smaller by a factor."""
+    first = next((name for name in _STEPS if name in theta), None)
     return _each(
-        lambda k, x: x - jnp.log(jnp.asarray(factor, x.dtype)) if k == name else x,
+        lambda name, x: (
+            x - jnp.asarray(np.log(factor), x.dtype) if name == first else x
+        ),
         theta,
     )
 

@@ -11,11 +11,22 @@ Mode = Literal["forward", "window", "mixed", "reverse"]
 
 
 def estimator(
-    round: Callable[..., Any], mode: Mode, memory: float
+    round: Callable[..., Any], mode: Mode, memory: float, lookahead: int
 ) -> fad.estimators.Estimator:
-    """Return online forward mode, or an estimator of the window alone in a mode."""
+    """Return online forward mode, or an estimator of the window alone in a mode.
+
+    Raises:
+        FadError: If nothing can be learned from a window of one round, whose loss is
+            measured before its step.
+    """
     if mode == "forward":
         return fad.estimators.forward(round, memory=memory)
+    if lookahead < 2:
+        raise fad.FadError(
+            f"lookahead={lookahead}: expected at least 2 rounds in mode {mode!r}, as a "
+            "round's loss is measured before its step. Give more, or use mode "
+            "'forward', which looks back."
+        )
     mode = "forward" if mode == "window" else mode
     return fad.estimators.reverse(round, mode=mode, levels=0)
 

@@ -4,15 +4,15 @@ A client's rows are split into support and query. With l the mean loss of either
 
     w_0 = x,   w_(k+1) = w_k - a grad l_support(w_k),   F(x) = l_query(w_K)
 
-(Finn et al., "Model-Agnostic Meta-Learning", ICML 2017, equation 1; one step in Fallah
-et al., "Personalized Federated Learning with Theoretical Guarantees", NeurIPS 2020,
-equation 3). It is one more loss of the parameters and of a batch. Whatever trains on
-losses trains on it; the gradient of that program is
+(Finn et al., "Model-Agnostic Meta-Learning", ICML 2017; one step in Fallah et al.,
+"Personalized Federated Learning with Theoretical Guarantees", NeurIPS 2020). It is one
+more loss of the parameters and of a batch: whatever trains on losses trains on it. The
+gradient of that program is
 
     exact         grad F = (I - a H(w_0)) ... (I - a H(w_(K-1))) grad l_query(w_K)
     first_order   the factors are left out: biased by a H, and K Hessians cheaper
     hessian_free  H v = [grad l(w + d v) - grad l(w - d v)] / 2d, with an error of d^2
-                  on smooth losses: two gradients a factor (equation 10)
+                  on smooth losses: two gradients a factor
 
 Between its two points a ReLU can switch; that jump counts as curvature, divided by d,
 so a small d is no better there: the default is large.

@@ -1,8 +1,7 @@
 """FedAvg that learns its own hyper-parameters through the communication.
 
 After Rush et al., "Federated Automatic Differentiation" (JMLR 25, 2024), which adjusts
-FedAvg's server step automatically; its own pseudo-code is not public, so this is what
-its modes give.
+FedAvg's server step; its pseudo-code is not public, so this is what its modes give.
 
 One round takes the state s = (model x, optimizer state) to s' = R(s, theta) and
 measures F(x), the loss of its clients at the model they are sent. Theta holds what is
@@ -39,6 +38,7 @@ from algorithms import _safeguard, fedavg
 from algorithms._hyper import free, gentler, shown, slopes, values
 from algorithms._lookahead import Mode, estimator, parts
 from algorithms._optimizers import optimizers_of
+from algorithms._ranges import check_range
 from algorithms._safeguard import Safeguard, choose
 from algorithms.fedavg import Weighting, average
 
@@ -50,16 +50,16 @@ class Model(NamedTuple):
 
     params: Any
     server: Any  # the server optimizer's state
+    seen: jax.Array  # the examples of the last round's clients
 
 
 class State(NamedTuple):
     """The server's state."""
 
     carry: Any  # the estimator's: the model, and its tangents
-    theta: dict[str, Any]  # logarithms of steps, logits of momenta
-    meta: Any  # the meta-optimizer's state
+    theta: dict[str, Any]
+    meta: Any  # the meta-optimizer's
     guard: Safeguard
-
     params = property(lambda self: self.carry.state.params)
 
 
@@ -89,15 +89,14 @@ def self_tuning_fedavg(
         mode: How the hypergradient is taken.
         memory: How far back forward mode looks, in (0, 1].
         lookahead: Rounds in a step; they divide the cohort.
-        reject: A step to a loss above so many times the worst of late is undone.
-        shrink: By how much.
+        reject, shrink: Which steps are undone, and by how much, as above.
         weighting: Weigh clients by their examples, or all the same.
-        random_loss: Whether the loss is ``loss(params, examples, key)``.
+        random_loss: Whether the loss takes a key.
 
     Returns:
-        The algorithm; its metrics are ``train_loss``, the cohort's loss at the model it
-        was sent (the worst of late, if that is no number), the round's hyper-parameters,
-        the hypergradient by each as ``slope_*``, and ``undone``, steps in a row.
+        The algorithm; its metrics are ``train_loss``, the loss at the model sent (the
+        worst of late where it is no number), the hyper-parameters, the hypergradients
+        as ``slope_*``, and ``undone``, steps in a row.
     """
 
     @fad.program
@@ -114,36 +113,40 @@ def self_tuning_fedavg(
         train_loss, delta = average((sent[0], sent[2]), sent[1], weighting)
         gradient = jax.tree.map(lambda d: -d, delta)
         change, memories = server.update(gradient, model.server, model.params)
-        return Model(optax.apply_updates(model.params, change), memories), train_loss
+        memories = jax.tree.map(lambda m, x: m.astype(x.dtype), memories, model.server)
+        params = optax.apply_updates(model.params, change)
+        return Model(params, memories, fad.sum(sent[1])), train_loss
 
-    tuner = estimator(one_round, mode, memory)
+    tuner = estimator(one_round, mode, memory, lookahead)
     safe = fad.estimators.safe_update(meta)
 
     def init(key):
         params, theta = init_params(key), free(start)
-        model = Model(params, optimizers(values(theta))[0].init(params))
-        carry = tuner.init(theta, model, None)
+        server = optimizers(values(theta))[0].init(params)
+        carry = tuner.init(theta, Model(params, server, jnp.zeros(())), None)
         return State(carry, theta, safe.init(theta), _safeguard.begin(params))
 
     def step(state, cohort, key):
         cohorts, keys = parts("self_tuning_fedavg", cohort, key, lookahead)
         estimate = tuner.estimate(state.theta, state.carry, cohorts, keys)
+        model = estimate.carry.state
+        began = {"params": state.params, "seen": model.seen, "reject": reject}
+        verdict, guard = _safeguard.judge(state.guard, estimate, **began)
         theta, meta_state = safe.update(estimate, state.meta, state.theta)
-        good, guard = _safeguard.judge(state.guard, state.params, estimate, reject)
-        fresh = tuner.init(theta, estimate.carry.state, None)  # Its tangents are zero.
+        fresh = tuner.init(theta, model, None)  # Its tangents are zero.
         carry = choose(estimate.finite, estimate.carry, fresh)
-        moved = State(carry, theta, meta_state, guard)
-        new = choose(good, moved, undone(state)._replace(guard=guard))
+        back = undone(state, guard, verdict)
+        new = choose(verdict.good, State(carry, theta, meta_state, guard), back)
         # A run ends at a loss that is no number; here that step is undone.
         shows = jnp.where(jnp.isfinite(estimate.value), estimate.value, guard.worst)
         metrics = {"train_loss": shows, "undone": guard.in_row}
         return new, metrics | shown(state.theta) | slopes(estimate.gradient)
 
-    def undone(state):
+    def undone(state, guard, verdict):
         theta, model = gentler(state.theta, shrink), state.carry.state
-        params = _safeguard.undone(state.guard, model.params, shrink)
-        carry = tuner.init(theta, Model(params, model.server), None)
-        return state._replace(carry=carry, theta=theta)
+        params = _safeguard.undone(guard, verdict, model.params, shrink)
+        carry = tuner.init(theta, model._replace(params=params), None)
+        return state._replace(carry=carry, theta=theta, guard=guard)
 
     return fad.Algorithm(init, step, _safeguard.check)
 
@@ -165,26 +168,24 @@ class Config(fedavg.Config):
     def __post_init__(self):
         """Check the ranges."""
         super().__post_init__()
-        for name, ok, expected in (
-            ("learn", bool, "at least one of server_lr, layer_lrs, ..."),
-            ("memory", lambda x: 0 < x <= 1, "in (0, 1]"),
-            ("lookahead", lambda x: x >= 1, ">= 1"),
-            ("reject", lambda x: x > 1, "> 1"),
-            ("shrink", lambda x: x > 1, "> 1"),
-            ("meta_lr", lambda x: x >= 0, ">= 0"),
-            ("meta_b1", lambda x: 0 <= x < 1, "in [0, 1)"),
-            ("meta_b2", lambda x: 0 <= x < 1, "in [0, 1)"),
-        ):
-            if not ok(value := getattr(self, name)):
-                raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        check_range(self, "(0, 1]", "memory")
+        check_range(self, "[1, inf)", "lookahead")
+        check_range(self, "(1, inf)", "reject", "shrink")
+        check_range(self, "[0, inf)", "meta_lr")
+        check_range(self, "[0, 1)", "meta_b1", "meta_b2")
+        if not self.learn:
+            raise ValueError(
+                "learn: expected at least one of server_lr, layer_lrs, ..."
+            )
+        if "server_b1" in self.learn and self.server in ("sgd", "adagrad"):
+            raise ValueError(f"learn: server={self.server!r} has no server_b1 to learn")
 
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    start = {n: getattr(config, n) for n in config.learn if n != "layer_lrs"}
-    if "layer_lrs" in config.learn:
-        shapes = jax.eval_shape(task.init, jax.random.key(0))
-        start["layer_lrs"] = jax.tree.map(lambda x: 1.0, shapes)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    start = {"layer_lrs": jax.tree.map(lambda x: 1.0, params)}
+    start = {n: start.get(n, getattr(config, n, None)) for n in config.learn}
     return self_tuning_fedavg(
         task.loss,
         task.init,

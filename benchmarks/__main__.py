@@ -15,13 +15,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("modes", help="does mode='auto' pick what is cheapest?")
     commands.add_parser("compiling", help="what does the streaming pass cost?")
     commands.add_parser("streaming", help="a round over a million clients")
+    about = "a meta-trained aggregator against tuned FedAdam, where it never was"
+    commands.add_parser("learned_aggregator", help=about, add_help=False)
     commands.add_parser("data", help="cohorts from 100,000 clients: time and memory")
+    about = "learned client weights against noisy labels and unequal clients"
+    commands.add_parser("learned_weights", help=about)
     commands.add_parser("personalisation", help="which model do clients adapt best?")
     found = {"peers": peers, "limit": limit, "scale": scale}
     for name, module in found.items():
         lines = (module.__doc__ or "").splitlines()
         module.arguments(commands.add_parser(name, help=lines[0]))
-    options = parser.parse_args(argv)
+    options, rest = parser.parse_known_args(argv)
+    if options.name == "learned_aggregator":
+        from benchmarks import learned_aggregator
+
+        return learned_aggregator.main(rest)
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.name == "compiling":
         from benchmarks import compiling
 
@@ -41,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks import personalisation
 
         personalisation.main()
+        return 0
+    if options.name == "learned_weights":
+        from benchmarks import learned_weights
+
+        learned_weights.main()
         return 0
     if options.name == "modes":
         from benchmarks import modes  # It imports JAX, which takes a second.

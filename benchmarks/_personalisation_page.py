@@ -25,10 +25,12 @@ standard deviation over clients.
   No model is right at all clients; whatever helps comes from the adaptation.
 
 FedAvg, Reptile and Per-FedAvg go through up to 200 examples a client and round: ten
-local steps on 20, or five meta-steps on 20 of support and 20 of query. MAML takes one
-meta-gradient of 40 examples a client, with Adam at the server. Each method trains at
-two rates (0.1 and 0.2 at the clients, 0.003 and 0.01 of Adam), of which the validation
-chooses too; training looks through K=1 step of 0.1, or through the K that is named."""
+local steps on 20 (Reptile 20 steps, twice through them; with 10 it would be FedAvg, as
+all clients are of one size), or five meta-steps on 20 of support and 20 of query. MAML
+takes one meta-gradient of 40 examples a client, with Adam at the server. Each method
+trains at two rates (0.1 and 0.2 at the clients, 0.003 and 0.01 of Adam), of which the
+validation chooses too; training looks through K=1 step of 0.1, or through the K that is
+named. Before is the model that is then adapted by 5 steps."""
 CELL = "{:.3f} ± {:.3f} ({:.2f}, {:.2f})"
 COLUMNS = {
     "method": "trained by",

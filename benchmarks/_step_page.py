@@ -22,9 +22,9 @@ defaults, from starts between 1/32 and 32 times the tuned step (on Synthetic als
 and 1000 times). The tuned step is the best of the same grid held fixed, by the accuracy
 after the last round. A cell says how many rounds a method takes to the tuned run's last
 accuracy, as a multiple of the rounds that the tuned run takes itself, on the mean curve
-of the seeds; `-` means not within {MORE} times the rounds of the run. In brackets: from
-how many seeds it gets there within {MORE} times, each seed against its own tuned run;
-and the accuracy at the tuned run's last round, mean and standard deviation.
+of the seeds; `-` stands for more than {MORE}. In brackets: from how many seeds it gets
+there within {MORE} times, each seed against its own tuned run; and the accuracy at the
+tuned run's last round, mean and standard deviation.
 
 Accuracy is measured every {EVERY} rounds on the same 2,000 test examples, and averaged
 over {WINDOW} evaluations. FATHOM is the form for the server's step of its equation 5,
@@ -45,38 +45,43 @@ def write_page(found: dict[str, Any]) -> None:
 
 def _section(name: str, federation: dict[str, Any]) -> str:
     rounds, target = tuned_rounds(federation)
-    best = federation["starts"][tuned_start(federation)] * federation["around"]
+    best = (
+        federation["setting"]["starts"][tuned_start(federation)]
+        * federation["setting"]["around"]
+    )
     seeds = len(federation["methods"]["fixed"]["accuracy"])
     methods = federation["methods"]
     rows = []
     found = {method: scores(federation, method) for method in methods}
-    for i, start in enumerate(federation["starts"]):
-        row: dict[str, Any] = {"start": f"{start * federation['around'] / best:.3g}"}
+    for i, start in enumerate(federation["setting"]["starts"]):
+        row: dict[str, Any] = {
+            "start": f"{start * federation['setting']['around'] / best:.3g}"
+        }
         for method, s in found.items():
             row[method] = _cell(s, i, seeds)
         rows.append(row)
     columns = {"start": "start / tuned"} | {m: m for m in methods}
     within = int((found["learned"].ratio <= MORE).sum())
+    setting = federation["setting"]
+    sent = [
+        f"{m} {v['bytes'][0] / 1e6:.4g}/{v['bytes'][1] / 1e6:.4g}"
+        for m, v in methods.items()
+    ]
     return "\n\n".join(
         [
             f"## {name}",
-            f"{federation['clients']} clients, 10 a round, {federation['rounds']} "
-            f"rounds, {seeds} seeds. The tuned step is {best:.3g}: {target:.3f} in "
-            f"{rounds} rounds. The learned step gets there within {MORE} times from {within} of "
-            f"{len(federation['starts'])} starts.",
+            f"{federation['clients']} clients, 10 a round, {setting['rounds']} rounds, "
+            f"{seeds} seeds. The tuned step is {best:.3g}: {target:.3f} in {rounds} "
+            f"rounds. The learned step gets there within {MORE} times from {within} of "
+            f"{len(setting['starts'])} starts.",
             table(rows, columns),
-            "Megabytes per client and round, down/up, by `fad.plan`: "
-            + "; ".join(
-                f"{m} {v['bytes'][0] / 1e6:.4g}/{v['bytes'][1] / 1e6:.4g}"
-                for m, v in methods.items()
-            )
-            + ".",
+            f"MB per client and round, down/up, by `fad.plan`: {'; '.join(sent)}.",
         ]
     )
 
 
 def _cell(s: Any, i: int, seeds: int) -> str:
-    ratio = f"{s.ratio[i]:.2f}" if np.isfinite(s.ratio[i]) else "-"
+    ratio = f"{s.ratio[i]:.2f}" if s.ratio[i] <= MORE else "-"
     return f"{ratio} ({s.reached[i]}/{seeds}; {s.final[i]:.3f} ± {s.spread[i]:.3f})"
 
 
@@ -89,18 +94,18 @@ def _figure(found: dict[str, Any], path: Any) -> None:
     axes = figure.subplots(2, len(found), squeeze=False)
     for column, (name, federation) in enumerate(found.items()):
         top, bottom = axes[0, column], axes[1, column]
-        best = federation["starts"][tuned_start(federation)]
-        x = np.array(federation["starts"]) / best
+        best = federation["setting"]["starts"][tuned_start(federation)]
+        x = np.array(federation["setting"]["starts"]) / best
         for method in federation["methods"]:
             s = scores(federation, method)
-            never = np.where(np.isfinite(s.ratio), s.ratio, 1.6)
+            never = np.where(s.ratio <= MORE, s.ratio, 1.5)
             (line,) = top.plot(x, never, "o-", ms=3, label=method)
             bottom.errorbar(
                 x, s.final, s.spread, color=line.get_color(), marker="o", ms=3
             )
         top.axhline(MORE, color="0.6", lw=0.8, ls="--")
-        top.set(title=name, xscale="log", ylim=(0, 1.7))
-        top.set_yticks([0, 0.5, 1, MORE, 1.6], ["0", "0.5", "1", str(MORE), "never"])
+        top.set(title=name, xscale="log", ylim=(0, 1.6))
+        top.set_yticks([0, 0.5, 1, MORE, 1.5], ["0", "0.5", "1", str(MORE), "more"])
         bottom.set(xscale="log", xlabel="start / tuned step")
     axes[0, 0].set_ylabel("rounds to the tuned accuracy\n/ the tuned run's")
     axes[1, 0].set_ylabel("accuracy at the tuned run's end")

@@ -57,7 +57,7 @@ def scores(federation: dict[str, Any], method: str) -> Scores:
 
 
 def _last(federation: dict[str, Any]) -> int:
-    return federation["rounds"] // EVERY - 1
+    return federation["setting"]["rounds"] // EVERY - 1
 
 
 def _smooth(curves: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ after the last round. All starts of a method are one compiled program, over whic
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +19,35 @@ import optax
 
 import fad
 from algorithms import fathom, fedavg, fedhyper, self_tuning_fedavg
+from benchmarks._report import ROOT
 from benchmarks._step_page import write_page
 from benchmarks._step_scores import EVERY, MORE
 from fad.experiment import DataConfig, ModelConfig, make_task
 
 STARTS = tuple(10.0 ** (k / 2) for k in range(-3, 4))  # 1/32 ... 32
 STRESS = (1e-3, *STARTS, 1e3)
+PATH = ROOT / "benchmarks" / "results" / "learned_steps.json"
+ENDED = 20  # steps undone in a row
 TESTED = 2000  # test examples, the same in all runs
+
+
+def _fathom(rate: float, lr: float, client_lr: float) -> fathom.Config:
+    """Return the configuration of the form that learns the server's step."""
+    steps = {"server_lr": lr, "client_lr": client_lr}
+    return fathom.Config(
+        learn="server", rate=rate, max_client_lr=max(1.0, client_lr), **steps
+    )
+
+
 METHODS: dict[str, Callable[[Any, float, float], fad.Algorithm]] = {
     "learned": lambda task, lr, client_lr: self_tuning_fedavg.build(
         self_tuning_fedavg.Config(server_lr=lr, client_lr=client_lr), task
     ),
     "FATHOM, rate 0.01": lambda task, lr, client_lr: fathom.build(
-        fathom.Config(learn="server", server_lr=lr, client_lr=client_lr), task
+        _fathom(0.01, lr, client_lr), task
     ),
     "FATHOM, rate 0.2": lambda task, lr, client_lr: fathom.build(
-        fathom.Config(learn="server", rate=0.2, server_lr=lr, client_lr=client_lr), task
+        _fathom(0.2, lr, client_lr), task
     ),
     "FedHyper": lambda task, lr, client_lr: fedhyper.build(
         fedhyper.Config(server_lr=lr, client_lr=client_lr), task
@@ -104,44 +117,50 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> bool:
-    """Run what is asked for, keep the curves, and write the page."""
-    from benchmarks._report import ROOT
+    """Run what is asked for, keep the curves, and write the page.
 
-    path = ROOT / "benchmarks" / "results" / "learned_steps.json"
-    found = json.loads(path.read_text()) if path.exists() else {}
+    Methods whose curves are kept already, of the same setting, do not run again.
+    """
+    found = json.loads(PATH.read_text()) if PATH.exists() else {}
     for name, setting in SETTINGS.items():
         if options.page or options.only not in (None, name):
             continue
-        found[name] = _federation(name, setting, options.seeds)
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    write_page(found)
+        like = {**setting._asdict(), "seeds": options.seeds}
+        like = json.loads(json.dumps(like))
+        if found.get(name, {}).get("setting") != like:
+            found[name] = {"setting": like, "methods": {}}
+        for method, curves in _federation(name, setting, found[name], options.seeds):
+            found[name]["methods"][method] = curves
+            PATH.write_text(json.dumps(found) + "\n")
+    whole = {"fixed", *METHODS}
+    names = [n for n in SETTINGS if n in found and whole <= set(found[n]["methods"])]
+    write_page({name: found[name] for name in names})
     return True
 
 
-def _federation(name: str, setting: Setting, seeds: int) -> dict[str, Any]:
-    """Return accuracies ``[seeds, evaluations, starts]`` and bytes of each method."""
+def _federation(
+    name: str, setting: Setting, found: dict[str, Any], seeds: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each method's accuracies ``[seeds, evaluations, starts]`` and bytes."""
     task = make_task(DataConfig(**setting.data), ModelConfig(**setting.model))
     steps = [setting.around * start for start in setting.starts]
-    found: dict[str, Any] = {
-        "starts": setting.starts,
-        "around": setting.around,
-        "rounds": setting.rounds,
-        "clients": task.train.num_clients,
-        "setting": {k: v for k, v in setting._asdict().items() if k != "starts"},
-        "methods": {},
-    }
+    found["clients"] = task.train.num_clients
     for method in ("fixed", *METHODS):
+        if method in found["methods"]:
+            continue
         began, curves = time.perf_counter(), []
         lanes = _lanes(method, task, setting, steps)
         for seed in range(seeds):
             curves.append(_curves(lanes, task, setting, seed))
             print(f"{name}: {method}, seed {seed}: {curves[-1][-1].round(3)}")
-        found["methods"][method] = {
-            "accuracy": np.round(curves, 5).tolist(),
-            "bytes": lanes.bytes,
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-    return found
+        yield (
+            method,
+            {
+                "accuracy": np.round(curves, 5).tolist(),
+                "bytes": lanes.bytes,
+                "seconds": round(time.perf_counter() - began, 1),
+            },
+        )
 
 
 class _Lanes(NamedTuple):
@@ -190,12 +209,19 @@ def _curves(lanes: _Lanes, task: Any, setting: Setting, seed: int) -> np.ndarray
     """Return accuracies ``[evaluations, starts]`` of one seed."""
     key, found = jax.random.key(seed), []
     state, test = lanes.init(key), _test(task)
-    tested = jax.jit(jax.vmap(lambda p: task.metrics(p, test)["accuracy"].mean()))
+    alive = np.ones(len(setting.starts), bool)  # A run ends at a loss that is none.
+
+    @jax.jit
+    def tested(params, test):
+        return jax.vmap(lambda p: task.metrics(p, test)["accuracy"].mean())(params)
+
     for t in range(1, int(MORE * setting.rounds) + 1):
         cohort = _cohort(task, setting, jax.random.fold_in(key, 1), t)
-        state, _ = lanes.step(state, cohort, jax.random.fold_in(key, t))
+        state, metrics = lanes.step(state, cohort, jax.random.key(t))
+        alive &= np.isfinite(metrics["train_loss"])
+        alive &= np.asarray(metrics.get("undone", 0)) < ENDED
         if t % EVERY == 0:
-            found.append(np.asarray(tested(state.params)))
+            found.append(np.where(alive, tested(state.params, test), 0))
     return np.stack(found)
 
 

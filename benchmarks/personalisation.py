@@ -52,10 +52,10 @@ def methods() -> dict[str, Method]:
         return Method([make(server_lr=lr, inner_steps=steps) for lr in ADAM], 40, 40)
 
     average = [fedavg.Config(client_lr=lr) for lr in LOCAL]
-    equal = [reptile.Config(client_lr=lr, client_steps=10) for lr in LOCAL]
+    equal = [reptile.Config(client_lr=lr, client_steps=20) for lr in LOCAL]
     return {
         "FedAvg": Method(average, 20, 200),
-        "Reptile": Method(equal, 20, 200),
+        "Reptile, 20 steps": Method(equal, 20, 200),
         "Per-FedAvg, exact": per(),
         "Per-FedAvg, first order": per(derivative="first_order"),
         "Per-FedAvg, Hessian-free": per(derivative="hessian_free"),
@@ -140,7 +140,7 @@ class Judge:
             "rate": rate,
             "before": _spread(found.before, found.num_examples)._asdict(),
             "after": _spread(found.after, found.num_examples)._asdict(),
-            "clients": np.sort(found.after["accuracy"]).tolist(),
+            "clients": np.sort(found.after["accuracy"]).round(4).tolist(),
         }
 
 
@@ -189,6 +189,6 @@ def main(*, rounds: int = ROUNDS, seeds: int = SEEDS) -> None:
                 )
     complete = (rounds, seeds) == (ROUNDS, SEEDS)
     settings = {"rounds": rounds, "seeds": seeds}
-    text = json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n"
+    text = json.dumps({"settings": settings, "rows": rows}) + "\n"
     (results_folder(complete) / "personalisation.json").write_text(text)
     print(write_page(rows, settings, complete=complete))

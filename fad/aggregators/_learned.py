@@ -15,7 +15,8 @@ PyTree = Any
 
 _START = (0.0, 0.0, 1.0, 0.0, 0.0)  # FedAvg with the middle momentum
 _LIMIT = 2.0  # of what the network adds to the log step
-_LONGEST = 0.2  # where a step's length saturates, in the model's plus ten updates'
+_LONGEST = 0.1  # where a step's length saturates, of the model's and some updates'
+_UPDATES = 3.0  # so many, for a model that starts at zero
 
 
 def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
@@ -27,9 +28,9 @@ def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
     five directions: the mean update, its momenta of decay 0.5, 0.9 and 0.98, and the
     momentum of 0.9 scaled per coordinate as by Adam. The network's last layer starts at
     zero, where the aggregator is about FedAvg with momentum 0.9 and server step 1.
-    The length of a step saturates at a learned share, at first a fifth, of the model's
-    plus ten times the mean update's: so a theta that goes too far in meta-training gives
-    poor runs, from which it learns, and not dead ones.
+    A step's length saturates at a learned share, first a tenth, of the model's plus
+    three mean updates': so a theta that goes too far in meta-training gives poor runs,
+    from which it learns, and not dead ones.
 
     It works on any model, and its features have no scale: with updates and parameters
     ``c`` times larger the step is ``c`` times larger.
@@ -48,11 +49,11 @@ def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
     Example:
         >>> aggregator = learned(rounds=10)
         >>> theta = aggregator.init_theta(jax.random.key(0))
-        >>> params, update = jnp.zeros(2), jnp.array([1.0, -2.0])
+        >>> params, update = jnp.full(2, 99.0), jnp.array([1.0, -2.0])
         >>> message = aggregator.client(theta, None, update, None)
         >>> state = aggregator.init(params)
         >>> step, state = aggregator.server(theta, state, message, params, None)
-        >>> step.round(4).tolist()
+        >>> step.round(2).tolist()
         [1.0, -2.0]
 
     Source: L. Metz et al., Practical tradeoffs between memory, compute, and
@@ -83,7 +84,7 @@ def learned_optimizer(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Agg
         >>> aggregator = learned_optimizer(rounds=10, hidden=(4,))
         >>> theta = aggregator.init_theta(jax.random.key(0))
         >>> sorted(theta)
-        ['log_step', 'mix', 'net']
+        ['log_longest', 'log_step', 'mix', 'net']
     """
     return _build("learned_optimizer", rounds, hidden, moments=False)
 
@@ -99,12 +100,16 @@ def _build(
     models = _optional.require("fad.models", RunError, "learned aggregators need")
     net = models.CoordinateMlp(tuple(hidden), len(_START) + 1)
 
-    def init_theta(key):
+    def seen_by_one():
         one = jnp.zeros(1)
         sums = {"mean": one} | ({"square": one, "sign": one} if moments else {})
-        seen, _ = _look(remember(empty(one), one), sums, one, rounds)
+        return _look(remember(empty(one), one), sums, one, rounds)[0]
+
+    @jax.jit
+    def init_theta(key):
+        like = jax.eval_shape(seen_by_one)
         return {
-            "net": net.init(key, seen.astype(jnp.float32))["params"],
+            "net": net.init(key, jnp.zeros(like.shape, jnp.float32))["params"],
             "log_step": jnp.zeros((), jnp.float32),
             "log_longest": jnp.log(jnp.array(_LONGEST, jnp.float32)),
             "mix": jnp.array(_START, jnp.float32),
@@ -127,7 +132,7 @@ def _build(
         extra = _LIMIT * jnp.tanh(out[:, :1] / _LIMIT)
         weights = theta["mix"][None] + out[:, 1:]
         moved = jnp.exp(theta["log_step"] + extra[:, 0]) * (weights * ways).sum(axis=1)
-        known = size(flat(params)) + 10 * size(flat(mean["mean"]))
+        known = size(flat(params)) + _UPDATES * size(flat(mean["mean"]))
         longest = jnp.exp(theta["log_longest"]) * known.astype(moved.dtype)
         moved /= jnp.sqrt(1 + (size(moved) / longest) ** 2)
         return _like(params, moved), state

@@ -44,9 +44,23 @@ class Checkpoints:
         )
 
     def rounds(self) -> list[int]:
-        """Return the rounds that have a complete checkpoint, ascending."""
-        names = [path.parent.name for path in self._folder.glob(f"*/{_WHOLE}")]
-        return sorted(int(name) for name in names if name.isdecimal())
+        """Return the rounds that have a complete checkpoint, ascending.
+
+        Raises:
+            RunError: If one is there that this version cannot read.
+        """
+        found = []
+        for path in self._folder.iterdir():
+            if not path.name.isdecimal() or not any(path.iterdir()):
+                continue
+            if not (path / _WHOLE).exists():
+                raise RunError(
+                    f"{path}: this checkpoint is damaged, or another version of fad "
+                    f"wrote it: there is no {_WHOLE}. Remove its folder to resume from "
+                    f"the one before, or use --overwrite."
+                )
+            found.append(int(path.name))
+        return sorted(found)
 
     def save(self, step: int, state: Any) -> None:
         """Write the state after a round; it is complete on disk or not there."""
@@ -67,8 +81,9 @@ class Checkpoints:
         want, path = _flat(like), self._folder / str(step)
         try:
             known = self._checkpointer.metadata(path).item_metadata
-            shapes = {k: tuple(x.shape) for k, x in known.items()}
-            fits = shapes == {k: x.shape for k, x in want.items()}
+            fits = {k: _kind(x) for k, x in known.items()} == {
+                k: _kind(x) for k, x in want.items()
+            }
             got = {}
             if fits:
                 args = self._orbax.args.StandardRestore(want)
@@ -102,10 +117,14 @@ def _flat(state: Any) -> dict[str, np.ndarray]:
     return {k: np.asarray(x) for k, x in jax.device_get(data).items() if np.size(x)}
 
 
-def _leaf(stored: np.ndarray | None, like: Any) -> jax.Array:
+def _kind(x: Any) -> tuple[tuple[int, ...], np.dtype]:
+    return tuple(x.shape), np.dtype(x.dtype)
+
+
+def _leaf(stored: np.ndarray | None, like: Any) -> Any:
     if stored is None:
         return like
     if _is_key(like):
         data = jnp.asarray(stored)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
-    return jnp.asarray(stored)
+    return stored if isinstance(like, np.ndarray) else jnp.asarray(stored)

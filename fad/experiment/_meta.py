@@ -192,11 +192,8 @@ class _Loop:
     def _report(self, t: int, slot: Slot, estimate: Estimate, first: int) -> int:
         """Tell of an inner run that diverged; return its round."""
         where = f"{self.folder}: meta-step {t}, run {slot.run} of {slot.label!r}"
-        try:
-            found = self._update.check(estimate, first)
-        except InnerRunDiverged as error:  # A policy of the optimizer's own.
-            found = error
-        assert found is not None
+        found = self._update.check(estimate, first)
+        assert found is not None  # The estimate is not finite.
         if self.config.on_divergence == "raise":
             raise InnerRunDiverged(
                 f"{where}: {found}", round=found.round, state=found.state
@@ -221,7 +218,7 @@ class _Loop:
         """Go on from a checkpoint."""
         self.theta, self._meta = state["theta"], state["meta"]
         for slot, kept in zip(self._slots, state["slots"], strict=True):
-            slot.restore(jax.tree.map(lambda x: x, kept))
+            slot.restore(kept)
 
 
 def _start(config: MetaTraining, made: Aggregator) -> tuple[Any, list[Slot]]:

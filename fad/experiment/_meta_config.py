@@ -79,8 +79,9 @@ class MetaTraining:
             evolution strategies through the window and through the whole inner run.
         sigma: Of ``es`` and ``pes``: the size of the perturbations.
         pairs: Of ``es`` and ``pes``: the pairs of perturbed inner runs.
-        objective: The mean over rounds of the ``log_loss``, which weighs federations
-            alike and the end of training more, or of the ``loss``.
+        objective: The mean over rounds of the ``loss``, which minds a bad round, or of
+            the ``log_loss``, which weighs federations alike whatever their losses.
+        emphasis: Power of t / T by which later rounds weigh more; 0 weighs all alike.
         meta_lr: Adam's step on theta; it falls to a tenth along a cosine.
         clip: The largest norm of each inner run's gradient, so that none rules.
         on_divergence: What an inner run that became infinite or NaN does to its
@@ -103,7 +104,8 @@ class MetaTraining:
     estimator: Literal["reverse", "forward", "es", "pes"] = "reverse"
     sigma: float = 0.01
     pairs: int = 2
-    objective: Literal["log_loss", "loss"] = "log_loss"
+    objective: Literal["loss", "log_loss"] = "loss"
+    emphasis: float = 1.0
     meta_lr: float = 0.003
     clip: float = 1.0
     on_divergence: Literal["skip", "clip", "raise"] = "skip"
@@ -119,7 +121,7 @@ class MetaTraining:
         """Check the ranges."""
         if not _FOLDER_NAME.fullmatch(self.name):
             raise ValueError(f"name must be a folder name, got {self.name!r}")
-        at_least(self, 0, "seed")
+        at_least(self, 0, "seed", "emphasis")
         at_least(self, 1, "steps", "rounds", "window", "checkpoint_every", "pairs")
         at_least(self, 1, "cohort", "batch_size", "epochs", "max_examples")
         for name in ("sigma", "meta_lr", "clip"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fad.aggregators import Aggregator
+from fad.experiment._meta_config import MetaTraining
 from fad.local import client_key, evaluate, train
 from fad.placement import program
 from fad.primitives import map as at_clients
@@ -21,21 +22,24 @@ class Inner(NamedTuple):
         params: The global model.
         server: The aggregator's state.
         client_lr: ``[]``, the clients' step, data so that one compilation serves all.
+        done: ``[]`` int32, the rounds so far.
     """
 
     params: Any
     server: Any
     client_lr: jax.Array
+    done: jax.Array
 
 
 def make_round(
-    aggregator: Aggregator, loss: Callable[..., jax.Array], *, log: bool
+    aggregator: Aggregator, loss: Callable[..., jax.Array], config: MetaTraining
 ) -> Callable[..., tuple[Inner, jax.Array]]:
     """Return ``round(theta, inner, cohort, key) -> (inner, objective)``.
 
     The objective is the cohort's mean loss at the model it receives, or the loss's
-    logarithm: what the rounds before made of it.
+    logarithm, what the rounds before made of it, times the round's weight.
     """
+    power, rounds = config.emphasis, config.rounds
 
     @program
     def one_round(theta, inner, cohort, key):
@@ -55,7 +59,10 @@ def make_round(
         step, server = aggregator.server(theta, inner.server, mean, inner.params, key)
         params = jax.tree.map(jnp.add, inner.params, step)
         objective = weighted_mean(before, seen)
-        objective = jnp.log(objective) if log else objective
-        return Inner(params, server, inner.client_lr), objective
+        objective = jnp.log(objective) if config.objective == "log_loss" else objective
+        part = (inner.done.astype(objective.dtype) + 0.5) / rounds
+        weight = (1 + power) * part**power
+        inner = Inner(params, server, inner.client_lr, inner.done + 1)
+        return inner, weight * objective
 
     return one_round

@@ -31,11 +31,8 @@ class Slot:
         place: tuple[int, int],
     ) -> None:
         self.label, self._config, self._family = family.label, config, family
-        self._aggregator, self._estimator, self._estimate = (
-            aggregator,
-            estimator,
-            estimate,
-        )
+        self._aggregator, self._estimator = aggregator, estimator
+        self._estimate = estimate
         self._place, slots = place
         windows = config.rounds // config.window
         # The first runs end at different meta-steps, and so do all that follow.
@@ -47,10 +44,10 @@ class Slot:
         """Start the run of this number."""
         self.run, self.age = run, 0
         self._draw()
-        init, server, own = jax.random.split(jax.random.fold_in(self._key, 0), 3)
+        init, _, own = jax.random.split(jax.random.fold_in(self._key, 0), 3)
         params = self._family.init(init)
-        state = Inner(params, self._aggregator.init(params), jnp.float32(self._lr))
-        del server
+        server, lr = self._aggregator.init(params), jnp.float32(self._lr)
+        state = Inner(params, server, lr, jnp.int32(0))
         self.carry = self._estimator.init(theta, state, own)
 
     def advance(self, theta: Any) -> Estimate:
@@ -93,8 +90,8 @@ def make_slots(config: MetaTraining, aggregator: Aggregator) -> list[Slot]:
     count, slots = sum(f.runs for f in config.federation), []
     for federation in config.federation:
         family = Family(config, federation)
-        log = config.objective == "log_loss"
-        estimator = _estimator(config, make_round(aggregator, family.loss, log=log))
+        one_round = make_round(aggregator, family.loss, config)
+        estimator = _estimator(config, one_round)
         estimate = jax.jit(estimator.estimate)
         for _ in range(federation.runs):
             place = (len(slots), count)

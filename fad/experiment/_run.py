@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from fad._errors import RunError
+from fad._errors import FadError, RunError
 from fad.distributed import check_agreement
 from fad.experiment import _folder
 from fad.experiment._checkpoint import Checkpoints
@@ -233,6 +233,7 @@ class _Loop:
         seconds = time.perf_counter() - began
         self._check_state(state, new_state)
         row = self._row(t, metrics, new_state)
+        self._check_metrics(t, metrics)
         self._check_finite(t, row, bool(finite))
         down, up = self._cost
         return new_state, {
@@ -260,6 +261,15 @@ class _Loop:
         values = {k: float(x) for k, x in jax.device_get(metrics).items()}
         named = {f"train_{k}" if k in reserved else k: v for k, v in values.items()}
         return {**named, **tested}
+
+    def _check_metrics(self, t: int, metrics: dict[str, Any]) -> None:
+        """Let the algorithm refuse its round."""
+        if self._algorithm.check is None:
+            return
+        try:
+            self._algorithm.check({k: float(x) for k, x in metrics.items()})
+        except FadError as error:
+            raise RunError(f"{self.folder}: round {t}: {error}") from error
 
     def _check_state(self, old: Any, new: Any) -> None:
         """Refuse a step that would compile anew every round."""

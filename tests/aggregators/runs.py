@@ -94,6 +94,16 @@ def one_step(aggregator: Any, theta: Any, updates: Any, weights: Any, params: An
     return jax.jit(run)(fad.AtClients(updates), fad.AtClients(weights))
 
 
+def saturated(step: Any, mean: Any, params: Any) -> Any:
+    """Shorten a step as an untrained aggregator does."""
+    size = lambda tree: jnp.sqrt(  # noqa: E731
+        jnp.mean(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) ** 2)
+    )
+    longest = 0.1 * (size(params) + 3 * size(mean))
+    factor = 1 / jnp.sqrt(1 + (size(step) / longest) ** 2)
+    return jax.tree.map(lambda x: factor * x, step)
+
+
 def _message(aggregator, theta, state, update):
     return aggregator.client(theta, state, update, None)
 

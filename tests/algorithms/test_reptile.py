@@ -1,5 +1,8 @@
 """Reptile: the same number of steps and the same weight for every client."""
 
+import types
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,7 +86,7 @@ def test_the_step_falls_to_zero(federation):
     algorithm = reptile(
         loss, init_params, client=optax.sgd(0.2), steps=2, server_lr=0.8, decay_rounds=2
     )
-    state, seen = algorithm.init(KEY), []
+    state, seen, before = algorithm.init(KEY), [], None
     step = jax.jit(algorithm.step)
     for _ in range(4):
         before = state.params
@@ -132,7 +135,7 @@ def test_nan_shows(federation):
 
 @pytest.mark.parametrize("client", ["sgd", "adam"])
 def test_builds_from_a_config(federation, client):
-    task = type("Task", (), {"loss": staticmethod(loss), "init": init_params})
+    task: Any = types.SimpleNamespace(loss=loss, init=init_params)
     algorithm = build(Config(client=client, client_steps=2), task)
     args = algorithm.init(KEY), federation.cohort, KEY
     cost = fad.plan(algorithm.step)(*args).cost()

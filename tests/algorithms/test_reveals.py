@@ -10,6 +10,7 @@ from fad.experiment._config import DataConfig, ModelConfig
 
 # (rounds per step, models down, models up) per client; no algorithm so far leaks.
 COSTS = {
+    "afl": (1, 1, 1),
     "fathom": (1, 1, 1),
     "fedavg": (1, 1, 1),
     "fedexp": (1, 1, 1),
@@ -17,6 +18,8 @@ COSTS = {
     "fednova": (1, 1, 1),
     "hypergradient_descent": (1, 1, 1),
     "learned_aggregator": (1, 1, 3),
+    "learned_weights": (1, 2, 2),
+    "qffl": (1, 1, 1),
     "self_tuning_fedavg": (1, 2, 2),
 }
 MODEL = 4 * (64 * 10 + 10)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import fad
+from algorithms import _safeguard
 from algorithms._hyper import free, values
 from algorithms._optimizers import optimizers_of
 from algorithms.self_tuning_fedavg import Config, build, self_tuning_fedavg
@@ -134,8 +135,8 @@ def test_no_further_round(federation):
     assert cost.rounds == 1
     assert cost.client_state_bytes == 0
     assert cost.bytes_down == 2 * model
-    # The update and the loss with their tangents, and their weights.
-    assert cost.bytes_up == 2 * model + 4 * 3
+    # The update and the loss with their tangents, and the examples, twice.
+    assert cost.bytes_up == 2 * model + 4 * 4
 
 
 def test_reverse_needs_the_clients_again(federation):
@@ -176,7 +177,9 @@ def test_a_step_far_too_large_is_undone(federation):
 def test_a_step_to_no_number_is_undone(federation):
     algorithm = make({"server_lr": 1e38})
     for _, state, metrics in steps(algorithm, federation, 4):
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics)))
+        assert all(
+            np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics))
+        )
         algorithm.check({k: float(v) for k, v in metrics.items()})
     assert float(state.theta["server_lr"]) < np.log(1e38)
 
@@ -193,15 +196,124 @@ def test_a_tangent_that_overflows_is_dropped(federation):
     assert not jnp.array_equal(new.params["w"], state.params["w"])
 
 
-def test_steps_undone_in_a_row_end_the_run():
-    check = make().check
-    check({"undone": 19, "train_loss": 1e9})
+def test_steps_undone_in_a_row_end_the_run(federation):
+    """A client whose loss is no number: nothing is lost, and the run says so."""
+    batches = federation.cohort.unsafe_gather()
+    x = batches.examples["x"].at[1].set(jnp.nan)
+    spoilt = fad.AtClients(batches._replace(examples={**batches.examples, "x": x}))
+    algorithm = make()
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    for _ in range(20):
+        state, metrics = step(state, spoilt, jax.random.key(0))
+    assert np.isfinite(state.params["w"]).all()
     message = (
-        r"self_tuning_fedavg: 20 server steps in a row were undone, .* loss is still "
-        r"1e\+09\. .* a smaller client_lr is the likely fix"
+        r"self_tuning_fedavg: 20 server steps in a row were undone, since the clients' "
+        r"loss, .* was no number\. .* clients' data that is not finite, is the likely"
     )
     with pytest.raises(fad.RunError, match=message):
-        check({"undone": 20, "train_loss": 1e9})
+        algorithm.check({k: float(v) for k, v in metrics.items()})
+
+
+def scaled_cohort(federation, factor):
+    """The same clients with other targets, so with a loss of another size."""
+    batches = federation.cohort.unsafe_gather()
+    examples = {**batches.examples, "y": factor * batches.examples["y"]}
+    return fad.AtClients(batches._replace(examples=examples))
+
+
+def test_clients_of_another_size_of_loss_do_not_end_learning(federation):
+    algorithm = make()
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    undone = []
+    for t in range(12):
+        cohort = scaled_cohort(federation, 100.0 if t else 1.0)
+        state, metrics = step(state, cohort, jax.random.key(0))
+        undone.append(int(metrics["undone"]))
+    assert undone[1:6] == [1, 2, 3, 4, 0]
+    assert not any(undone[6:])
+
+
+def test_a_cohort_without_examples_is_not_judged(federation):
+    batches = federation.cohort.unsafe_gather()
+    nobody = fad.AtClients(batches._replace(mask=jnp.zeros_like(batches.mask)))
+    algorithm = make()
+    state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    for cohort in (nobody, federation.cohort, nobody, federation.cohort):
+        state, metrics = step(state, cohort, jax.random.key(0))
+        assert int(metrics["undone"]) == 0
+    assert float(state.guard.worst) > 0
+
+
+def test_a_negative_loss_that_falls_is_kept(federation):
+    algorithm = self_tuning_fedavg(
+        lambda params, examples: loss(params, examples) - 10,
+        init_params,
+        optimizers=optimizers("sgd"),
+        start={"server_lr": 0.5},
+        meta=STILL,
+    )
+    assert not any(int(m["undone"]) for *_, m in steps(algorithm, federation, 3))
+
+
+def test_without_a_server_step_the_clients_shrink(federation):
+    algorithm = make({"client_lr": 0.2}, reject=1e-9)
+    _, (_, state, metrics) = steps(algorithm, federation, 2)
+    assert int(metrics["undone"]) == 1
+    np.testing.assert_allclose(jnp.exp(state.theta["client_lr"]), 0.05, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("bad_round", "kept"), [(0, False), (1, True)])
+def test_a_window_that_diverges_inside_keeps_where_it_began(bad_round, kept):
+    params, anchor = jnp.array(3.0), jnp.array(1.0)
+    nan = jnp.array(jnp.nan)
+    estimate = fad.estimators.Estimate(
+        nan, None, None, jnp.array(False), jnp.array(bad_round), None
+    )
+    verdict, guard = _safeguard.judge(
+        _safeguard.begin(anchor), estimate, params=params, seen=4.0, reject=2.0
+    )
+    assert not verdict.good
+    back = _safeguard.undone(guard, verdict, params, 2.0)
+    assert float(back) == (3.0 if kept else 2.0)
+
+
+def test_bfloat16_models_learn_momentum(federation):
+    def init_half(key):
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), init_params(key))
+
+    def half_loss(params, examples):
+        whole = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return loss(whole, examples)
+
+    algorithm = self_tuning_fedavg(
+        half_loss,
+        init_half,
+        optimizers=optimizers("momentum"),
+        start={"server_b1": 0.5},
+        meta=optax.sgd(0.1),
+    )
+    *_, (_, state, metrics) = steps(algorithm, federation, 3)
+    assert state.params["w"].dtype == jnp.bfloat16
+    assert float(metrics["slope_server_b1"]) != 0
+
+
+@pytest.mark.parametrize("mode", ["window", "mixed", "reverse"])
+def test_a_window_of_one_round(mode):
+    message = f"lookahead=1: expected at least 2 rounds in mode '{mode}'"
+    with pytest.raises(fad.FadError, match=message):
+        make(mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ({"server_lr": 0.0}, r"start\['server_lr'\]: expected in \(0, inf\), got 0.0"),
+        ({"server_b1": 1.0}, r"start\['server_b1'\]: expected in \(0, 1\), got 1.0"),
+    ],
+)
+def test_a_start_that_nothing_stands_for(start, message):
+    with pytest.raises(fad.FadError, match=message):
+        make(start).init(jax.random.key(0))
 
 
 def test_values_and_what_stands_for_them(x64):
@@ -224,12 +336,13 @@ def test_what_a_config_learns(federation, learn):
     ("option", "value", "message"),
     [
         ("memory", 0.0, r"memory: expected in \(0, 1\], got 0.0"),
-        ("lookahead", 0, "lookahead: expected >= 1, got 0"),
-        ("reject", 1.0, "reject: expected > 1, got 1.0"),
-        ("shrink", 1.0, "shrink: expected > 1, got 1.0"),
-        ("meta_lr", -0.1, "meta_lr: expected >= 0, got -0.1"),
+        ("lookahead", 0, r"lookahead: expected in \[1, inf\), got 0"),
+        ("reject", 1.0, r"reject: expected in \(1, inf\), got 1.0"),
+        ("shrink", 1.0, r"shrink: expected in \(1, inf\), got 1.0"),
+        ("meta_lr", -0.1, r"meta_lr: expected in \[0, inf\), got -0.1"),
         ("server_lr", 0.0, "server_lr: expected > 0, got 0.0"),
         ("learn", (), "learn: expected at least one of"),
+        ("learn", ("server_b1",), "learn: server='sgd' has no server_b1 to learn"),
     ],
 )
 def test_ranges(option, value, message):

@@ -294,12 +294,25 @@ def test_checkpoints_keep_keys_and_empty_nodes(tmp_path):
     assert jax.random.key_impl(back["rbg"]) == jax.random.key_impl(state["rbg"])
 
 
-@pytest.mark.parametrize("like", [{"w": np.zeros(4)}, {"v": np.zeros(3)}])
+@pytest.mark.parametrize(
+    "like", [{"w": np.zeros(4)}, {"v": np.zeros(3)}, {"w": np.zeros(3, np.float32)}]
+)
 def test_checkpoint_of_another_state(tmp_path, like):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, {"w": np.zeros(3)})
     with pytest.raises(RunError, match="this checkpoint does not fit the state of the"):
         checkpoints.load(1, like)
+
+
+def test_a_checkpoint_that_is_not_known_loses_nothing(tmp_path):
+    go(tmp_path / "a")
+    for round in ("4", "6"):
+        (tmp_path / "a" / "checkpoints" / round / "_METADATA").unlink()
+    rows = read_rows(tmp_path / "a" / "metrics.jsonl")
+    message = r"/\d: this checkpoint is damaged, or another version of fad wrote it: "
+    with pytest.raises(RunError, match=message):
+        go(tmp_path / "a", resume=True)
+    assert read_rows(tmp_path / "a" / "metrics.jsonl") == rows
 
 
 def test_damaged_checkpoint(tmp_path):

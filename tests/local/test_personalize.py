@@ -153,7 +153,7 @@ def test_spread():
     counted = np.ones(20)
     counted[0] = 0  # its 0.0 says nothing
     got = spread(values, counted)
-    assert got == Spread(10.0, np.std(values[1:]), 1.5, 19)
+    assert got == Spread(10.0, float(np.std(values[1:])), 1.5, 19)
     assert spread(values, counted, lower_is_better=True).worst == 18.5
     assert spread(values, counted, worst=1.0).worst == 10
     assert spread([0.3], [7]) == Spread(0.3, 0.0, 0.3, 1)
@@ -173,7 +173,7 @@ def test_spread():
             r"take_steps: steps must be an integer of at least 1, got 0\.",
         ),
         (
-            lambda: take_steps(batches([]), 1.5),
+            lambda: take_steps(batches([]), 1.5),  # pyright: ignore
             r"steps must be an integer of at least 1, got 1\.5\.",
         ),
         (
