@@ -1,9 +1,18 @@
 """Server optimizers by name, all from optax, with the step size left outside.
 
 Each returns the direction for a step size of one; the algorithm multiplies by its
-server step. The update rules are those of Reddi et al., "Adaptive Federated
-Optimization" (ICLR 2021), with the negative mean update in the place of a gradient:
-FedAvgM is ``momentum``, FedAdagrad, FedAdam and FedYogi the adaptive ones.
+server step. FedAvgM is ``momentum``, FedAdagrad, FedAdam and FedYogi the adaptive ones
+of Reddi et al., "Adaptive Federated Optimization" (ICLR 2021, Algorithm 2), with the
+negative mean update in the place of a gradient. Their tau is ``eps``, and optax's rules
+deviate from theirs:
+
+- ``adagrad`` divides by ``sqrt(v + eps)`` where the paper has ``sqrt(v) + tau``: with
+  v small that is ``sqrt(eps)``, not eps. Both begin at ``v = eps^2``; b1 is not used.
+- ``adam`` and ``yogi`` divide m by ``1 - b1^t`` and v by ``1 - b2^t``, the bias
+  correction of Adam, which the paper leaves out. Adam's v begins at 0, not at
+  ``tau^2`` or more.
+- ``yogi`` begins both m and v at 1e-6, where the paper has ``m = 0`` and
+  ``v >= tau^2``.
 """
 
 from typing import Any, Literal
@@ -18,7 +27,7 @@ ServerOptimizer = Literal["sgd", "momentum", "adagrad", "adam", "yogi"]
 def server_optimizer(
     name: ServerOptimizer, *, b1: Any, b2: float, eps: float
 ) -> optax.GradientTransformation:
-    """Return the optimizer's direction; ``b1``, ``b2``, ``eps`` as in the paper."""
+    """Return the optimizer's direction; ``eps`` is the paper's tau."""
     match name:
         case "sgd":
             return optax.sgd(1.0)

@@ -1,9 +1,10 @@
 """Agnostic federated learning: weights that ascend to the worst mixture of clients.
 
 Mohri et al., "Agnostic Federated Learning", ICML 2019: ``min_x max_lambda sum_k
-lambda_k F_k(x)`` (Eq. 4), lambda on the simplex, by their STOCHASTIC-AFL: a descent step of
-x and a projected ascent step of lambda. Here x's step is a round of FedAvg whose clients
-weigh lambda_k, so several local steps are one round; with one they are the paper's:
+lambda_k F_k(x)`` (Eq. 4), lambda on the simplex, by their STOCHASTIC-AFL: a descent
+step of x and a projected ascent step of lambda. Here x's step is a round of FedAvg
+whose clients weigh lambda_k, so several local steps are one round; with one they are
+the paper's:
 
     each client k:  F_k at the model x it was sent, and x_k trained from it
     server:         x <- x + eta * direction(sum_k lambda_k (x_k - x) / sum_k lambda_k)

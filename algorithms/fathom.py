@@ -6,17 +6,17 @@ step, their passes E over their examples and their batch size B:
 
     H = -cos(D, Dsm)                 Dsm: mean updates so far; Dsm <- (Dsm + D) / 2
     G = -mean_i min_k cos(gradient of local step k, x - x_i after it)
-    step <- step * exp(-rate * H)    where it is used, at most ``max_client_lr``
-    E    <- E * exp(-rate * (H + G))
-    B    <- B * exp(10 rate * G)
+    step <- step * exp(-rate * H)    at most ``max_client_lr``
+    E    <- E * exp(-rate * (H + G)) at most ``passes``
+    B    <- B * exp(10 rate * G)     from 1 to the rows of a batch
     K_i = floor(n_i E / B) local steps, at least 1; the authors' code has ``round_up``
 
 **What is bounded.** Cohorts are padded batches, made before the round, so masks realise
 E and B: at most B rows of each batch, and the first K_i batches. E ends at the passes
 that the cohort holds (``passes``, the experiment's epochs; the paper has 10) and B at
 its batch; a smaller B leaves rows unused, where the paper makes more batches of them.
-For room to grow, start below both. H and G are products of updates, no derivatives: the
-bias is that of ``hypergradient_descent``.
+What is learned is kept within; for room to grow, start below. H and G are products of
+updates, no derivatives: the bias is that of ``hypergradient_descent``.
 
 ``learn = "server"`` is Equation 5 at the server: log eta, of the step on the mean
 update, moves as that of the client step above; the clients go through all batches.
@@ -32,6 +32,7 @@ import optax
 
 import fad
 from algorithms import fedavg
+from algorithms._ranges import check_range
 from algorithms.fedavg import Weighting, average
 from algorithms.hypergradient_descent import cosine, move
 
@@ -53,7 +54,7 @@ class State(NamedTuple):
     server: Any  # the server optimizer's state
     smooth: Any  # the smoothed mean update Dsm, zero before the first round
     log_lr: Any  # log eta
-    work: Work  # learned, before its bounds
+    work: Work  # learned, within its bounds
 
 
 def fathom(
@@ -70,6 +71,7 @@ def fathom(
     rate: float = 0.01,
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    random_loss: bool = False,
 ) -> fad.Algorithm:
     """Build FATHOM.
 
@@ -86,6 +88,7 @@ def fathom(
         rate: How fast the logarithms move; that of the batch size 10 times as fast.
         server_lr: The server step eta, or where it starts.
         weighting: Weigh clients by their examples, or all the same.
+        random_loss: Whether the loss is ``loss(params, examples, key)``.
 
     Returns:
         The algorithm; its metrics are ``train_loss``, ``hypergradient`` (H), and the
@@ -100,15 +103,20 @@ def fathom(
         work = Work(*(one * value for value in start))
         return State(params, server.init(params), still, jnp.log(server_lr * one), work)
 
+    def bounded(work, width):
+        return Work(*map(jnp.clip, work, (0, 0, 1), (max_client_lr, passes, width)))
+
     @fad.program
     def step(state, cohort, key):
-        work = Work(*map(jnp.minimum, state.work, (max_client_lr, passes, jnp.inf)))
+        width = jax.tree.leaves(cohort.mask)[0].shape[-1]
+        work = bounded(state.work, width)
 
         def client_work(batches):
             held = jnp.sum(batches.mask, dtype=jnp.float32)
             if learn == "client":
                 batches = _reduce(batches, work, passes, round_up)
-            return _train(state.params, batches, loss, client(work.lr)), held
+            own = fad.local.client_key(key, batches.client) if random_loss else None
+            return _train(state.params, batches, loss, client(work.lr), own), held
 
         sent, held = fad.map(client_work, cohort)
         delta, G, train_loss = average(sent, held, weighting)
@@ -116,7 +124,7 @@ def fathom(
         smooth = jax.tree.map(lambda a, b: (a + b) / 2, state.smooth, delta)
         log_lr = state.log_lr - rates["server"] * H
         by = (-rates["client"] * slope for slope in (H, H + G, -10 * G))
-        learned = Work(*(v * jnp.exp(e) for v, e in zip(state.work, by, strict=True)))
+        learned = bounded(map(lambda v, e: v * jnp.exp(e), work, by), width)
         gradient = jax.tree.map(jnp.negative, delta)
         direction, memory = server.update(gradient, state.server, state.params)
         lr = jnp.exp(log_lr)
@@ -131,16 +139,15 @@ def fathom(
 def _reduce(batches: Any, work: Work, passes: float, round_up: bool) -> Any:
     """Keep K_i batches of B rows."""
     mask = batches.mask
-    batch = jnp.clip(jnp.round(work.batch), 1, mask.shape[1])
+    batch = jnp.round(work.batch)
     rows = jnp.sum(mask, dtype=batch.dtype) / passes
     steps = (jnp.ceil if round_up else jnp.floor)(rows * work.epochs / batch)
     taken = jnp.cumsum(mask.any(1), dtype=steps.dtype)  # padding may stand in between
-    kept = (taken <= jnp.maximum(steps, 1))[:, None]
-    first = (jnp.arange(mask.shape[1]) < batch)[None]
-    return batches._replace(mask=mask & kept & first)
+    fit = (taken <= jnp.maximum(steps, 1))[:, None]
+    return batches._replace(mask=mask & fit & (jnp.arange(mask.shape[1])[None] < batch))
 
 
-def _train(params: Any, batches: Any, loss: Any, client: Any) -> tuple[Any, Any, Any]:
+def _train(params: Any, batches: Any, loss: Any, client: Any, key: Any) -> tuple:
     """Return the update, minus the least cosine of gradient and way, and the loss."""
 
     def update(updates, state, watched):  # The cosine is trained beside the params.
@@ -151,8 +158,8 @@ def _train(params: Any, batches: Any, loss: Any, client: Any) -> tuple[Any, Any,
         return (change, now - least), state
 
     watch: Any = optax.GradientTransformation(lambda p: client.init(p[0]), update)  # type: ignore
-    watched, start = lambda p, examples: loss(p[0], examples), (params, jnp.ones(()))
-    local = fad.local.train(start, batches, loss=watched, optimizer=watch)
+    watched, start = lambda p, *rest: loss(p[0], *rest), (params, jnp.ones(()))
+    local = fad.local.train(start, batches, loss=watched, optimizer=watch, key=key)
     return local.delta[0], -(1 + local.delta[1]), local.loss
 
 
@@ -171,26 +178,22 @@ class Config(fedavg.Config):
     def __post_init__(self):
         """Check the ranges."""
         super().__post_init__()
-        least = {"rate": 0, "epochs": 0, "batch": 1, "passes": self.epochs}
-        for name, low in {**least, "max_client_lr": self.client_lr}.items():
-            if not (value := getattr(self, name)) >= low:
-                raise ValueError(f"{name}: expected >= {low!r}, got {value!r}")
+        check_range(self, "[0, inf)", "rate", "epochs")
+        check_range(self, "[1, inf)", "batch")
+        check_range(self, f"[{self.epochs}, inf)", "passes")
+        check_range(self, f"[{self.client_lr}, inf]", "max_client_lr")
 
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
     server, _ = fedavg.optimizers(config)
+    names = ("max_client_lr", "passes", "round_up", "learn", "rate", "server_lr")
     return fathom(
         task.loss,
         task.init,
         server=server,
         client=lambda lr: optax.sgd(lr, momentum=config.client_momentum or None),
         start=Work(config.client_lr, config.epochs, config.batch),
-        max_client_lr=config.max_client_lr,
-        passes=config.passes,
-        round_up=config.round_up,
-        learn=config.learn,
-        rate=config.rate,
-        server_lr=config.server_lr,
         weighting=config.weighting,
+        **{name: getattr(config, name) for name in names},
     )

@@ -23,6 +23,7 @@ import optax
 
 import fad
 from algorithms._optimizers import ServerOptimizer, server_optimizer
+from algorithms._ranges import check_range
 
 Weighting = Literal["examples", "uniform"]
 
@@ -107,14 +108,8 @@ class Config:
 
     def __post_init__(self):
         """Check the ranges."""
-        for name in ("server_lr", "server_eps", "client_lr"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}: expected > 0, got {getattr(self, name)!r}")
-        for name in ("server_b1", "server_b2", "client_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: expected in [0, 1), got {getattr(self, name)!r}"
-                )
+        check_range(self, "(0, inf)", "server_lr", "server_eps", "client_lr")
+        check_range(self, "[0, 1)", "server_b1", "server_b2", "client_momentum")
 
 
 def optimizers(

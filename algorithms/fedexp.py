@@ -26,6 +26,7 @@ import optax
 
 import fad
 from algorithms import fedavg
+from algorithms._ranges import check_range
 from algorithms.fedavg import Weighting, average
 from algorithms.hypergradient_descent import dot, move
 
@@ -108,8 +109,7 @@ class Config(fedavg.Config):
             raise ValueError(
                 f'server: expected "sgd", the step is FedExP\'s, got {self.server!r}'
             )
-        if self.eps <= 0:
-            raise ValueError(f"eps: expected > 0, got {self.eps!r}")
+        check_range(self, "(0, inf)", "eps")
 
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:

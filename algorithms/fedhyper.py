@@ -32,6 +32,7 @@ import optax
 
 import fad
 from algorithms import fedavg
+from algorithms._ranges import check_range
 from algorithms.fedavg import Weighting, average
 from algorithms.hypergradient_descent import dot, move
 
@@ -133,10 +134,8 @@ class Config(fedavg.Config):
             raise ValueError(
                 f'server: expected "sgd", the step is FedHyper\'s, got {self.server!r}'
             )
-        if self.rate < 0:
-            raise ValueError(f"rate: expected >= 0, got {self.rate!r}")
-        if not self.bound > 1:
-            raise ValueError(f"bound: expected > 1, got {self.bound!r}")
+        check_range(self, "[0, inf)", "rate")
+        check_range(self, "(1, inf]", "bound")
 
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:

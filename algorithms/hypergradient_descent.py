@@ -36,6 +36,7 @@ from optax.tree_utils import tree_vdot
 
 import fad
 from algorithms import fedavg
+from algorithms._ranges import check_range
 from algorithms.fedavg import Weighting, average
 
 Rule = Literal["additive", "multiplicative"]
@@ -144,11 +145,9 @@ class Config(fedavg.Config):
     def __post_init__(self):
         """Check the ranges."""
         super().__post_init__()
-        if self.rate < 0 or (self.rule == "multiplicative" and self.rate >= 1):
-            raise ValueError(
-                f"rate: expected >= 0, and < 1 in the multiplicative rule so that the "
-                f"step stays positive, got {self.rate!r}"
-            )
+        # Below 1 the multiplicative rule keeps the step positive.
+        end = "1" if self.rule == "multiplicative" else "inf"
+        check_range(self, f"[0, {end})", "rate")
 
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:

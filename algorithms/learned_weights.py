@@ -11,8 +11,8 @@ Objective, what phi is to lower (``objective``):
 - ``cohort``: the mean loss of clients that were sent the new model. Nothing but the
   clients' data is needed, but a client with wrong labels has its say: it asks for
   models that fit them.
-- ``validation``: the loss of clean examples that the server holds, ``task.validation``,
-  as FedLAW's proxy data (Li et al., ICML 2023). It costs no communication.
+- ``validation``: that of clean examples at the server, ``task.validation``, as FedLAW's
+  proxy data (Li et al., ICML 2023). It costs no communication.
 
 Mode, by what phi has:
 
@@ -24,7 +24,7 @@ Mode, by what phi has:
   which the same cohort is reached again. ``validation`` needs nothing more. ``cohort``
   judges within the cohort: its two random halves make a model each, and each half
   judges the other's, since a client that judges its own update asks for more of it. A
-  step is then two rounds and their backward rounds, and two models are sent.
+  step is two rounds and their backward rounds, and two models are sent.
 
 Both look-aheads are biased where phi's effect lasts for longer than they look.
 """
@@ -119,26 +119,22 @@ def learned_weights(
 
     @fad.program
     def step(state, cohort, key):
-        model, phi = state[:3], state.phi
+        model, phi = tuple(state[:3]), state.phi
         if mode == "forward":
-            meta_loss, model, metrics, slope, tangent = _tangents.push(
-                lambda m, p: one_round(m, p, cohort, key, memory=memory),
-                model,
-                phi,
-                state.tangent,
-            )
+            run = functools.partial(one_round, cohort=cohort, key=key, memory=memory)
+            out = _tangents.push(run, model, phi, state.tangent)
+            meta_loss, model, metrics, slope, tangent = out
         else:
             ahead = functools.partial(_ahead, one_round, model, (cohort, key))
             value = jax.value_and_grad(ahead, has_aux=True)
             ((meta_loss, (model, metrics)), slope), tangent = value(phi), None
         change, meta_state = meta.update(_tangents.finite(slope), state.meta, phi)
-        metrics = metrics | {
-            "meta_loss": meta_loss,
-            "hypergradient": optax.tree.norm(slope),
-            **scalars(phi),
-        }
+        metrics |= {"meta_loss": meta_loss, "hypergradient": optax.tree.norm(slope)}
+        metrics |= scalars(phi)
         phi = optax.apply_updates(phi, change)
-        return State(*model, tangent, phi, meta_state), metrics
+        params, memories, moments = model
+        state = State(params, memories, moments, tangent, phi, meta_state)
+        return state, metrics
 
     return fad.Algorithm(init, step, refuse if on_bad == "refuse" else None)
 
@@ -171,10 +167,8 @@ class Config(fedavg.Config):
         if self.meta_lr < 0:
             raise ValueError(f"meta_lr: expected >= 0, got {self.meta_lr!r}")
         for name in ("memory", "meta_b1", "meta_b2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: expected in [0, 1), got {getattr(self, name)!r}"
-                )
+            if not 0 <= (got := getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected in [0, 1), got {got!r}")
         if any(n < 1 for n in self.hidden):
             raise ValueError(f"hidden: expected widths >= 1, got {list(self.hidden)}")
 
@@ -188,12 +182,11 @@ def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
             "task has none: set data.validation_fraction, such as 0.05."
         )
     server, client = fedavg.optimizers(config)
+    shape = {"exponent": config.exponent, "hidden": config.hidden}
     return learned_weights(
         task.loss,
         task.init,
-        function=weight_function(
-            config.weights, exponent=config.exponent, hidden=config.hidden
-        ),
+        function=weight_function(config.weights, **shape),
         server=server,
         client=client,
         meta=optax.adam(config.meta_lr, b1=config.meta_b1, b2=config.meta_b2),

@@ -11,8 +11,8 @@ loss counts; q = 0 is FedAvg. Algorithms 1 and 2, q-FedSGD and q-FedAvg:
                     h_k = q F_k^(q-1) |u_k|^2 + L F_k^q    bounds the curvature
     server:         x <- x - sum_k Delta_k / sum_k h_k
 
-The paper samples clients with the probabilities p_k. Here they are sampled evenly, and p_k
-is in the sums: their examples, or all the same (``weighting``). A client sends its
+The paper samples clients with the probabilities p_k. Here they are sampled evenly, and
+p_k is in the sums: their examples, or all the same (``weighting``). A client sends its
 ``Delta_k`` and ``h_k``, inside sums alone.
 """
 
@@ -89,10 +89,10 @@ def qffl(
             share = (n if weighting == "examples" else n > 0).astype(before.dtype)
             to_q, h = _powers(before, u, q, lipschitz)
             parts = jax.tree.map(lambda v: (share * to_q).astype(v.dtype) * v, u)
-            return parts, share * h, (before, to_q), n
+            return (parts, share * h), (before, to_q), n
 
-        parts, h, losses, n = fad.map(client_work, cohort)
-        total, curvature = fad.sum((parts, h))
+        terms, losses, n = fad.map(client_work, cohort)
+        total, curvature = fad.sum(terms)
         safe = jnp.where(curvature == 0, jnp.ones_like(curvature), curvature)
         gradient = jax.tree.map(lambda d: d / safe.astype(d.dtype), total)
         direction, memory = server.update(gradient, state.server, state.params)

@@ -5,11 +5,9 @@ FedAvg's server step; its pseudo-code is not public, so this is what its modes g
 
 One round takes the state s = (model x, optimizer state) to s' = R(s, theta) and
 measures F(x), the loss of its clients at the model they are sent. Theta holds what is
-learned, here steps as logarithms and momenta as logits: the server's step, one step per
-layer, the server's momentum, the clients' step. In each round
-
-    h = dF / d theta                        the hypergradient, by an estimator of fad
-    theta <- theta + meta(h)                meta: an optax optimizer
+learned, steps as logarithms and momenta as logits: the server's, one per layer, the
+clients'. Each round h = dF / d theta by an estimator of fad, and an optax optimizer
+steps on theta by h.
 
 By default in online forward mode: the broadcast carries x and its tangent, a client
 answers with its update, its loss and their tangents, and no round is added. ``memory``
@@ -39,7 +37,7 @@ from algorithms._hyper import free, gentler, shown, slopes, values
 from algorithms._lookahead import Mode, estimator, parts
 from algorithms._optimizers import optimizers_of
 from algorithms._ranges import check_range
-from algorithms._safeguard import Safeguard, choose
+from algorithms._safeguard import choose
 from algorithms.fedavg import Weighting, average
 
 Learned = Literal["server_lr", "layer_lrs", "server_b1", "client_lr"]
@@ -54,12 +52,12 @@ class Model(NamedTuple):
 
 
 class State(NamedTuple):
-    """The server's state."""
+    """The server's state: the estimator's, with the model, and what is learned."""
 
-    carry: Any  # the estimator's: the model, and its tangents
+    carry: Any
     theta: dict[str, Any]
-    meta: Any  # the meta-optimizer's
-    guard: Safeguard
+    meta: Any  # the meta-optimizer's state
+    guard: _safeguard.Safeguard
     params = property(lambda self: self.carry.state.params)
 
 
@@ -89,16 +87,50 @@ def self_tuning_fedavg(
         mode: How the hypergradient is taken.
         memory: How far back forward mode looks, in (0, 1].
         lookahead: Rounds in a step; they divide the cohort.
-        reject, shrink: Which steps are undone, and by how much, as above.
+        reject: A step to a loss above so many times the worst of late is undone.
+        shrink: By how much.
         weighting: Weigh clients by their examples, or all the same.
         random_loss: Whether the loss takes a key.
 
     Returns:
-        The algorithm; its metrics are ``train_loss``, the loss at the model sent (the
-        worst of late where it is no number), the hyper-parameters, the hypergradients
-        as ``slope_*``, and ``undone``, steps in a row.
+        The algorithm. Its metrics: ``train_loss`` at the model sent (the worst of late
+        if none), hyper-parameters, ``slope_*`` of each, ``undone`` steps in a row.
     """
+    one_round = _round(loss, optimizers, weighting, random_loss)
+    tuner = estimator(one_round, mode, memory, lookahead)
+    safe = fad.estimators.safe_update(meta)
 
+    def init(key):
+        params, theta = init_params(key), free(start)
+        server = optimizers(values(theta))[0].init(params)
+        carry = tuner.init(theta, Model(params, server, jnp.zeros(())), None)
+        return State(carry, theta, safe.init(theta), _safeguard.begin(params))
+
+    def step(state, cohort, key):
+        cohorts, keys = parts("self_tuning_fedavg", cohort, key, lookahead)
+        estimate = tuner.estimate(state.theta, state.carry, cohorts, keys)
+        model = estimate.carry.state
+        sent = {"params": state.params, "seen": model.seen, "reject": reject}
+        verdict, guard = _safeguard.judge(state.guard, estimate, **sent)
+        theta, meta_state = safe.update(estimate, state.meta, state.theta)
+        carry = choose(estimate.finite, estimate.carry, tuner.init(theta, model, None))
+        back = undone(state, guard, verdict)
+        new = choose(verdict.good, State(carry, theta, meta_state, guard), back)
+        # A run ends at a loss that is no number; here that step is undone.
+        shows = jnp.where(jnp.isfinite(estimate.value), estimate.value, guard.worst)
+        metrics = {"train_loss": shows, "undone": guard.in_row}
+        return new, metrics | shown(state.theta) | slopes(estimate.gradient)
+
+    def undone(state, guard, verdict):
+        theta, model = gentler(state.theta, shrink), state.carry.state
+        params = _safeguard.undone(guard, verdict, model.params, shrink)
+        carry = tuner.init(theta, model._replace(params=params), None)
+        return state._replace(carry=carry, theta=theta, guard=guard)
+
+    return fad.Algorithm(init, step, _safeguard.check)
+
+
+def _round(loss, optimizers, weighting, random_loss):
     @fad.program
     def one_round(theta, model, cohort, key):
         server, client = optimizers(values(theta))
@@ -117,43 +149,12 @@ def self_tuning_fedavg(
         params = optax.apply_updates(model.params, change)
         return Model(params, memories, fad.sum(sent[1])), train_loss
 
-    tuner = estimator(one_round, mode, memory, lookahead)
-    safe = fad.estimators.safe_update(meta)
-
-    def init(key):
-        params, theta = init_params(key), free(start)
-        server = optimizers(values(theta))[0].init(params)
-        carry = tuner.init(theta, Model(params, server, jnp.zeros(())), None)
-        return State(carry, theta, safe.init(theta), _safeguard.begin(params))
-
-    def step(state, cohort, key):
-        cohorts, keys = parts("self_tuning_fedavg", cohort, key, lookahead)
-        estimate = tuner.estimate(state.theta, state.carry, cohorts, keys)
-        model = estimate.carry.state
-        began = {"params": state.params, "seen": model.seen, "reject": reject}
-        verdict, guard = _safeguard.judge(state.guard, estimate, **began)
-        theta, meta_state = safe.update(estimate, state.meta, state.theta)
-        fresh = tuner.init(theta, model, None)  # Its tangents are zero.
-        carry = choose(estimate.finite, estimate.carry, fresh)
-        back = undone(state, guard, verdict)
-        new = choose(verdict.good, State(carry, theta, meta_state, guard), back)
-        # A run ends at a loss that is no number; here that step is undone.
-        shows = jnp.where(jnp.isfinite(estimate.value), estimate.value, guard.worst)
-        metrics = {"train_loss": shows, "undone": guard.in_row}
-        return new, metrics | shown(state.theta) | slopes(estimate.gradient)
-
-    def undone(state, guard, verdict):
-        theta, model = gentler(state.theta, shrink), state.carry.state
-        params = _safeguard.undone(guard, verdict, model.params, shrink)
-        carry = tuner.init(theta, model._replace(params=params), None)
-        return state._replace(carry=carry, theta=theta, guard=guard)
-
-    return fad.Algorithm(init, step, _safeguard.check)
+    return one_round
 
 
 @dataclass(frozen=True)
 class Config(fedavg.Config):
-    """The options of FedAvg, of what is learned, and of the meta-optimizer, Adam."""
+    """The options of FedAvg, of what is learned, and of Adam on it."""
 
     learn: tuple[Learned, ...] = ("server_lr",)
     mode: Mode = "forward"
@@ -174,9 +175,7 @@ class Config(fedavg.Config):
         check_range(self, "[0, inf)", "meta_lr")
         check_range(self, "[0, 1)", "meta_b1", "meta_b2")
         if not self.learn:
-            raise ValueError(
-                "learn: expected at least one of server_lr, layer_lrs, ..."
-            )
+            raise ValueError("learn: expected at least one of server_lr, client_lr, ..")
         if "server_b1" in self.learn and self.server in ("sgd", "adagrad"):
             raise ValueError(f"learn: server={self.server!r} has no server_b1 to learn")
 
@@ -184,13 +183,12 @@ class Config(fedavg.Config):
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
     params = jax.eval_shape(task.init, jax.random.key(0))
-    start = {"layer_lrs": jax.tree.map(lambda x: 1.0, params)}
-    start = {n: start.get(n, getattr(config, n, None)) for n in config.learn}
+    start = vars(config) | {"layer_lrs": jax.tree.map(lambda x: 1.0, params)}
     return self_tuning_fedavg(
         task.loss,
         task.init,
         optimizers=functools.partial(optimizers_of, config),
-        start=start,
+        start={name: start[name] for name in config.learn},
         meta=optax.adam(config.meta_lr, b1=config.meta_b1, b2=config.meta_b2),
         mode=config.mode,
         memory=config.memory,

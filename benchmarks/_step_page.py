@@ -50,7 +50,7 @@ def _section(name: str, federation: dict[str, Any]) -> str:
         * federation["setting"]["around"]
     )
     seeds = len(federation["methods"]["fixed"]["accuracy"])
-    methods = federation["methods"]
+    methods = dict(sorted(federation["methods"].items(), key=lambda m: _place(m[0])))
     rows = []
     found = {method: scores(federation, method) for method in methods}
     for i, start in enumerate(federation["setting"]["starts"]):
@@ -80,6 +80,12 @@ def _section(name: str, federation: dict[str, Any]) -> str:
     )
 
 
+def _place(method: str) -> int:
+    """Return the column of a method: the fixed steps first, then the learned."""
+    first = ("fixed", "learned")
+    return first.index(method) if method in first else len(first)
+
+
 def _cell(s: Any, i: int, seeds: int) -> str:
     ratio = f"{s.ratio[i]:.2f}" if s.ratio[i] <= MORE else "-"
     return f"{ratio} ({s.reached[i]}/{seeds}; {s.final[i]:.3f} ± {s.spread[i]:.3f})"
@@ -96,7 +102,7 @@ def _figure(found: dict[str, Any], path: Any) -> None:
         top, bottom = axes[0, column], axes[1, column]
         best = federation["setting"]["starts"][tuned_start(federation)]
         x = np.array(federation["setting"]["starts"]) / best
-        for method in federation["methods"]:
+        for method in sorted(federation["methods"], key=_place):
             s = scores(federation, method)
             never = np.where(s.ratio <= MORE, s.ratio, 1.5)
             (line,) = top.plot(x, never, "o-", ms=3, label=method)

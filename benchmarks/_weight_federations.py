@@ -80,10 +80,10 @@ def images(split: str) -> dict[str, np.ndarray]:
 def cohorts(train: data.Federated, setting: Setting, seed: int) -> Any:
     """Return the cohorts of all rounds, stacked."""
     key = jax.random.key(seed)
-    options = {"batch_size": BATCH, "epochs": setting.epochs, "bucket_growth": None}
+    options: dict[str, Any] = {"epochs": setting.epochs, "bucket_growth": None}
     size = min(COHORT, train.num_clients)
     made = [
-        train.cohort(jax.random.fold_in(key, t), size, **options)
+        train.cohort(jax.random.fold_in(key, t), size, batch_size=BATCH, **options)
         for t in range(setting.rounds)
     ]
     return jax.tree.map(lambda *x: np.stack(x), *made)
@@ -91,8 +91,8 @@ def cohorts(train: data.Federated, setting: Setting, seed: int) -> Any:
 
 def everyone(train: data.Federated, setting: Setting) -> Any:
     """Return all clients as one cohort."""
-    options = {"batch_size": BATCH, "epochs": setting.epochs}
-    return train.cohort(jax.random.key(0), train.num_clients, **options)
+    size, key = train.num_clients, jax.random.key(0)
+    return train.cohort(key, size, batch_size=BATCH, epochs=setting.epochs)
 
 
 def model(setting: Setting) -> tuple[Any, Any, Any]:
@@ -107,7 +107,7 @@ def model(setting: Setting) -> tuple[Any, Any, Any]:
     )
     net = models.make(name, classes=10, **options)
 
-    def logits(params, x):
+    def logits(params: Any, x: Any) -> Any:
         return net.apply({"params": params}, jnp.asarray(x).astype(jnp.float32) / 255)
 
     def init(key):

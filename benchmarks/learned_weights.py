@@ -32,7 +32,7 @@ def _sgd(setting: Setting) -> dict[str, Any]:
     return {"server": optax.sgd(1.0), "client": optax.sgd(setting.client_lr)}
 
 
-def _learned(kind: Kind, mode: learned_weights.Mode, *, clean: bool) -> Build:
+def _learned(kind: Kind, mode: learned_weights.Mode, clean: int) -> Build:
     def build(server, setting):
         init, loss, _ = federations.model(setting)
         return learned_weights.learned_weights(
@@ -41,7 +41,7 @@ def _learned(kind: Kind, mode: learned_weights.Mode, *, clean: bool) -> Build:
             function=weight_function(kind),
             meta=META,
             mode=mode,
-            validation=server if clean else None,
+            validation=jax.tree.map(lambda x: x[:clean], server) if clean else None,
             **_sgd(setting),
         )
 
@@ -77,12 +77,15 @@ def _fednova(server: Any, setting: Setting) -> fad.Algorithm:
     return fednova.fednova(loss, init, **own)
 
 
-LEARNED: dict[str, tuple[Kind, learned_weights.Mode, bool]] = {
-    "learned exponent, clean examples": ("exponent", "forward", True),
-    "learned log-linear, clean examples": ("loglinear", "forward", True),
-    "learned network, clean examples": ("network", "reverse", True),
-    "learned log-linear, cohort's loss": ("loglinear", "forward", False),
-    "learned network, cohort's loss": ("network", "reverse", False),
+# What a weight function is, how it is learned, and on how many clean examples.
+LEARNED: dict[str, tuple[Kind, learned_weights.Mode, int]] = {
+    "learned exponent, 500 clean examples": ("exponent", "forward", 500),
+    "learned log-linear, 500 clean examples": ("loglinear", "forward", 500),
+    "learned network, 500 clean examples": ("network", "reverse", 500),
+    "learned log-linear, 100 clean examples": ("loglinear", "forward", 100),
+    "learned network, 100 clean examples": ("network", "reverse", 100),
+    "learned log-linear, cohort's loss": ("loglinear", "forward", 0),
+    "learned network, cohort's loss": ("network", "reverse", 0),
 }
 METHODS: dict[str, Build] = {
     "uniform": _fedavg("uniform"),
@@ -91,9 +94,9 @@ METHODS: dict[str, Build] = {
     "q-FFL, q = 0.1": _qffl(0.1),
     "q-FFL, q = 1": _qffl(1.0),
     "AFL": _afl,
-    **{name: _learned(k, m, clean=c) for name, (k, m, c) in LEARNED.items()},
+    **{name: _learned(*how) for name, how in LEARNED.items()},
 }
-ALONE = "the server's examples alone"
+ALONE = {f"the server's {n} examples alone": n for n in (500, 100)}
 
 
 def main() -> None:
@@ -104,7 +107,7 @@ def main() -> None:
     found: dict[str, Any] = {name: _federation(name) for name in SETTINGS}
     found["seconds"] = round(time.perf_counter() - began)
     path = ROOT / "benchmarks" / "results" / "learned_weights.json"
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found) + "\n")
     print(*write_page(found, ROOT / "docs" / "experiments"), sep="\n")
 
 
@@ -115,13 +118,14 @@ def _federation(name: str, seeds: int = SEEDS) -> dict[str, Any]:
     weights: dict[str, list[list[float]]] = {}
     made = [federations.make(name, seed) for seed in range(seeds)]
     inputs = [federations.cohorts(f.train, setting, s) for s, f in enumerate(made)]
-    for method, build in {**METHODS, ALONE: METHODS["uniform"]}.items():
-        run, weigh = _runner(build, setting), None
+    for method in (*METHODS, *ALONE):
+        run, weigh = _runner(METHODS.get(method, METHODS["uniform"]), setting), None
         if method in LEARNED:
             weigh = _weigher(LEARNED[method][0], setting)
         for seed, (clients, cohorts) in enumerate(zip(made, inputs, strict=True)):
-            if method == ALONE:
-                alone = fad.data.Federated(clients.server, np.array([0, 500]))
+            if method in ALONE:
+                rows = {k: x[: ALONE[method]] for k, x in clients.server.items()}
+                alone = fad.data.Federated(rows, np.array([0, ALONE[method]]))
                 cohorts = federations.cohorts(alone, setting, seed)
             state, curve = run(clients.server, cohorts, jax.random.key(seed))
             score = float(np.mean(curve[EVERY - 1 :: EVERY][-LAST:]))

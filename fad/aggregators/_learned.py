@@ -15,8 +15,9 @@ PyTree = Any
 
 _START = (0.0, 0.0, 1.0, 0.0, 0.0)  # FedAvg with the middle momentum
 _LIMIT = 2.0  # of what the network adds to the log step
-_LONGEST = 0.1  # where a step's length saturates, of the model's and some updates'
-_UPDATES = 3.0  # so many, for a model that starts at zero
+_FALL = 1.0  # of the log step, from the first round to the last
+_LONGEST = 0.04  # where a step's length saturates, of the model's and some updates'
+_UPDATES = 10.0  # so many, for a model that starts at zero
 
 
 def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
@@ -27,10 +28,12 @@ def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
     running means, one small network gives each coordinate a log step and a mixture of
     five directions: the mean update, its momenta of decay 0.5, 0.9 and 0.98, and the
     momentum of 0.9 scaled per coordinate as by Adam. The network's last layer starts at
-    zero, where the aggregator is about FedAvg with momentum 0.9 and server step 1.
-    A step's length saturates at a learned share, first a tenth, of the model's plus
-    three mean updates': so a theta that goes too far in meta-training gives poor runs,
-    from which it learns, and not dead ones.
+    zero, where the aggregator is about FedAvg with momentum 0.9 and a server step that
+    falls from 1 to 1/e.
+
+    A step's length saturates at a learned share, first 0.04, of the model's plus ten
+    mean updates': so a theta that goes too far in meta-training gives poor runs, from
+    which it learns, and not dead ones.
 
     It works on any model, and its features have no scale: with updates and parameters
     ``c`` times larger the step is ``c`` times larger.
@@ -84,7 +87,7 @@ def learned_optimizer(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Agg
         >>> aggregator = learned_optimizer(rounds=10, hidden=(4,))
         >>> theta = aggregator.init_theta(jax.random.key(0))
         >>> sorted(theta)
-        ['log_longest', 'log_step', 'mix', 'net']
+        ['fall', 'log_longest', 'log_step', 'mix', 'net']
     """
     return _build("learned_optimizer", rounds, hidden, moments=False)
 
@@ -112,6 +115,7 @@ def _build(
             "net": net.init(key, jnp.zeros(like.shape, jnp.float32))["params"],
             "log_step": jnp.zeros((), jnp.float32),
             "log_longest": jnp.log(jnp.array(_LONGEST, jnp.float32)),
+            "fall": jnp.array(_FALL, jnp.float32),
             "mix": jnp.array(_START, jnp.float32),
         }
 
@@ -135,7 +139,8 @@ def _build(
         known = size(flat(params)) + _UPDATES * size(flat(mean["mean"]))
         longest = jnp.exp(theta["log_longest"]) * known.astype(moved.dtype)
         moved /= jnp.sqrt(1 + (size(moved) / longest) ** 2)
-        return _like(params, moved), state
+        part = jnp.minimum((state.round - 1).astype(moved.dtype) / rounds, 1)
+        return _like(params, jnp.exp(-theta["fall"] * part) * moved), state
 
     return Aggregator(init_theta=init_theta, init=empty, server=server, client=client)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fad._errors import FadError, describe, path_str
+from fad._strong import strong
 from fad.modes._basis import is_real
 
 _SHAPE_HINT = (
@@ -36,14 +37,6 @@ def check_theta(call: str, theta: Any) -> Any:
             f"{call}: theta has no arrays; expected a pytree of real arrays."
         )
     return jax.tree.map(strong, theta)
-
-
-def strong(x: Any) -> jax.Array:
-    """Return an array without JAX's weak type, which a scan would not carry."""
-    dtype = jnp.result_type(x)
-    if jnp.issubdtype(dtype, jax.dtypes.extended):
-        return x
-    return jnp.asarray(x, dtype)
 
 
 def window_length(call: str, cohorts: Any, keys: Any) -> int:

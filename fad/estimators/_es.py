@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fad._strong import strong
 from fad.estimators._checks import (
     all_finite,
     check_count,
@@ -12,11 +13,10 @@ from fad.estimators._checks import (
     check_positive,
     check_theta,
     checked,
-    strong,
     window_length,
 )
 from fad.estimators._estimator import Estimate, Estimator, Round
-from fad.estimators._particles import both_sides, contract, perturb, run_particles
+from fad.estimators._particles import contract, perturb, run_particles
 from fad.estimators._window import first_bad
 
 
@@ -36,9 +36,17 @@ def es(round: Round, *, sigma: float, pairs: int) -> Estimator:
     not. All runs of a window start from one state, that of the run at theta itself, so
     the truncation bias is that of ``fad.estimators.reverse``.
 
+    A theta below float32, perturbed, is rounded to either neighbour at random, so that
+    sigma may be less than the spacing of its numbers.
+
     The ``2 pairs`` perturbed runs go side by side with the run at theta, over the same
     cohorts and keys: no round is added, no client comes back, and traffic, work and
     the state's memory are ``1 + 2 pairs`` times the rounds' own.
+
+    ``value``, ``carry`` and ``last_state`` are those of the run at theta. ``bad_round``
+    is the first round in which any run is bad, and ``finite`` covers every run's loss:
+    where a perturbed run alone diverges there is no gradient, but the carry goes on;
+    where only its state does, and no loss, ``finite`` is True.
 
     Args:
         round: As in ``fad.estimators.forward``; it need not be differentiable.
@@ -83,16 +91,15 @@ def es(round: Round, *, sigma: float, pairs: int) -> Estimator:
         theta = check_theta(call, theta)
         window_length(call, cohorts, keys)
         key, draw = jax.random.split(carry.key)
-        noise = perturb(draw, theta, sigma, pairs)
+        noise, sides = perturb(draw, theta, sigma, pairs)
         thetas = jax.tree.map(
-            lambda x, both: jnp.concatenate([x[None], both]),
-            theta,
-            both_sides(theta, noise),
+            lambda x, both: jnp.concatenate([x[None], both]), theta, sides
         )
         values, runs, ok = run_particles(
             run_round, thetas, carry.state, cohorts, keys, shared=True
         )
-        gradient = contract(values[1 : 1 + pairs], values[1 + pairs :], noise, sigma)
+        above, below = values[1 : 1 + pairs], values[1 + pairs :]
+        gradient = contract(above, below, noise, sigma, theta)
         run = jax.tree.map(lambda x: x[0], runs)
         after = Carry(run.state, key)
         finite = all_finite((values, gradient, after))

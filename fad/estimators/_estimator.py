@@ -15,12 +15,15 @@ class Estimate(NamedTuple):
         value: ``[]``, the mean of the rounds' losses over the window.
         gradient: The gradient by theta, of theta's structure, shapes and dtypes.
         carry: What the next window goes on from; ``carry.state`` is the inner state.
-        finite: ``[]`` bool, whether the value, the gradient and the carry all are.
-        bad_round: ``[]`` int32, the first round of the window, from 0, whose loss or
-            new inner state is not finite; -1 if none is. Where it is -1 and ``finite``
-            is False, the derivative alone overflowed.
-        last_state: The last finite inner state: the carry's own where no round is bad,
-            the one the window began with where the first is.
+        finite: ``[]`` bool, whether the value, the gradient and the carry all are; of
+            perturbed runs every loss too.
+        bad_round: ``[]`` int32, the first round of the window, from 0, in which a loss
+            or a new inner state, of any run side by side, is not finite; -1 if none is.
+            Where it is -1 and ``finite`` is False, the derivative alone overflowed.
+        last_state: The last finite state of the runs that ``carry.state`` holds: the
+            carry's own where none of their rounds is bad, the one the window began with
+            where the first is. Those are the inner run; for ``es`` the one at theta, so
+            that a bad perturbed run leaves both as they are; for ``pes`` each particle.
     """
 
     value: jax.Array

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fad._strong import strong
 from fad.estimators._checks import (
     all_finite,
     check_fraction,
     check_theta,
     checked,
-    strong,
     window_length,
 )
 from fad.estimators._estimator import Estimate, Estimator, Round

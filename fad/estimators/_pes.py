@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fad._strong import strong
 from fad.estimators._checks import (
     all_finite,
     check_count,
@@ -12,11 +13,10 @@ from fad.estimators._checks import (
     check_positive,
     check_theta,
     checked,
-    strong,
     window_length,
 )
 from fad.estimators._estimator import Estimate, Estimator, Round
-from fad.estimators._particles import both_sides, contract, perturb, run_particles
+from fad.estimators._particles import contract, noise_dtype, perturb, run_particles
 from fad.estimators._window import first_bad
 
 
@@ -25,7 +25,8 @@ class Carry(NamedTuple):
 
     Attributes:
         state: Their inner states, ``[2 pairs, *s]``; the mirrored ones come second.
-        noise: The sum of each pair's perturbations so far, ``[pairs, *theta]``.
+        noise: The sum of each pair's perturbations so far, ``[pairs, *theta]``, in at
+            least float32.
         key: Of the next draw.
     """
 
@@ -47,9 +48,11 @@ def pes(round: Round, *, sigma: float, pairs: int) -> Estimator:
     since ``init``. With one window it is ``es``, with the same draws from a key.
 
     As in ``es`` no round is added and no client comes back; traffic, work and the
-    state's memory are ``2 pairs`` times the rounds' own. ``value`` is the mean over
-    the particles, ``carry.state`` and ``last_state`` are ``[2 pairs, *s]``, each
-    particle's own.
+    state's memory are ``2 pairs`` times the rounds' own. There is no run at theta:
+    ``value`` is the mean over the particles, ``carry.state`` and ``last_state`` are
+    ``[2 pairs, *s]``, each particle's own, ``bad_round`` is the first round in which
+    any particle is bad, and ``finite`` covers every particle's loss and state. One that
+    diverged ends the run of all: begin anew.
 
     Args:
         round: As in ``fad.estimators.forward``; it need not be differentiable.
@@ -95,7 +98,7 @@ def pes(round: Round, *, sigma: float, pairs: int) -> Estimator:
         )
         return Carry(
             states,
-            jax.tree.map(lambda x: jnp.zeros((pairs, *x.shape), x.dtype), theta),
+            jax.tree.map(lambda x: jnp.zeros((pairs, *x.shape), noise_dtype(x)), theta),
             key,
         )
 
@@ -103,13 +106,12 @@ def pes(round: Round, *, sigma: float, pairs: int) -> Estimator:
         theta = check_theta(call, theta)
         window_length(call, cohorts, keys)
         key, draw = jax.random.split(carry.key)
-        noise = perturb(draw, theta, sigma, pairs)
-        thetas = both_sides(theta, noise)
+        noise, thetas = perturb(draw, theta, sigma, pairs)
         values, runs, ok = run_particles(
             run_round, thetas, carry.state, cohorts, keys, shared=False
         )
         total = jax.tree.map(jnp.add, carry.noise, noise)
-        gradient = contract(values[:pairs], values[pairs:], total, sigma)
+        gradient = contract(values[:pairs], values[pairs:], total, sigma, theta)
         after = Carry(runs.state, total, key)
         finite = all_finite((values, gradient, after))
         value = values.mean()

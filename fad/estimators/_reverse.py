@@ -5,12 +5,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from fad._errors import FadError, nearest
+from fad._strong import strong
 from fad.estimators._checks import (
     all_finite,
     check_count,
     check_theta,
     checked,
-    strong,
     window_length,
 )
 from fad.estimators._estimator import Estimate, Estimator, Round

@@ -57,7 +57,8 @@ def safe_update(
 
     In each, a step that would leave a number in theta or in the optimizer's state that
     is not finite is skipped too. The inner run is yours to begin anew, from another
-    state (``estimator.init``) or from ``estimate.last_state``: its carry is lost.
+    state (``estimator.init``) or from ``estimate.last_state``: its carry is lost, but
+    for ``es`` where a perturbed run alone diverged, which the message says.
 
     Args:
         optimizer: Any optax gradient transformation; it is passed ``value=``, the
@@ -156,6 +157,14 @@ def _where(condition: jax.Array, new: Any, old: Any) -> Any:
 
 def _error(estimate: Estimate, first: int) -> InnerRunDiverged:
     bad = int(estimate.bad_round)
+    if bad >= 0 and _went_on(estimate):
+        message = (
+            f"a run at a perturbed theta diverged in round {first + bad}: its loss or "
+            "its state is not finite, and the gradient is lost. The run at theta is "
+            "fine, may go on from its carry, and its state is this error's .state. A "
+            "smaller sigma or a smaller step inside is the likely fix."
+        )
+        return InnerRunDiverged(message, round=first + bad, state=estimate.last_state)
     if bad >= 0:
         message = (
             f"the inner run diverged in round {first + bad}: its loss or its state is "
@@ -170,3 +179,10 @@ def _error(estimate: Estimate, first: int) -> InnerRunDiverged:
         "fad.estimators.pes is the likely fix."
     )
     return InnerRunDiverged(message, round=first, state=estimate.last_state)
+
+
+def _went_on(estimate: Estimate) -> bool:
+    """Say whether the inner run had no bad round: those of perturbed runs are left."""
+    pair = jax.tree.leaves(estimate.last_state), jax.tree.leaves(estimate.carry.state)
+    same = all((a == b).all() for a, b in zip(*pair, strict=True))
+    return same and bool(all_finite((estimate.value, estimate.carry)))

@@ -1,7 +1,6 @@
 """The clients of a configuration, and the examples that the server holds."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -57,8 +56,12 @@ def clients_and_held_out(
         raise ConfigError("data.length: this set has no text to cut into windows")
     names = sorted(set(test) & {"x", "y"})
     train = dataclasses.replace(train, examples={n: train.examples[n] for n in names})
-    held = [h and {name: h[name] for name in names} for h in (test, validation)]
-    return _standardised(train, *held) if source.standardise else (train, *held)
+    test = {name: test[name] for name in names}
+    if validation is not None:
+        validation = {name: validation[name] for name in names}
+    if source.standardise:
+        return _standardised(train, test, validation)
+    return train, test, validation
 
 
 def _with_noise(clients: Federated, source: Source, data: DataConfig) -> Federated:
@@ -145,8 +148,8 @@ def _hierarchical(rows: Examples, data: DataConfig) -> list[np.ndarray]:
 
 
 def _standardised(
-    train: Federated, *held: Examples | None
-) -> tuple[Federated, Any, Any]:
+    train: Federated, test: Examples, validation: Examples | None
+) -> tuple[Federated, Examples, Examples | None]:
     """Bring columns to mean 0 and deviation 1 over the clients' examples, NaN to 0."""
     x = train.examples["x"]
     mean, deviation = np.nanmean(x, axis=0), np.nanstd(x, axis=0)
@@ -156,5 +159,4 @@ def _standardised(
         return {**examples, "x": np.nan_to_num((examples["x"] - mean) / deviation)}
 
     train = dataclasses.replace(train, examples=rows(train.examples))
-    test, validation = (h and rows(h) for h in held)
-    return train, test, validation
+    return train, rows(test), None if validation is None else rows(validation)

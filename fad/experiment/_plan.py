@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from fad._errors import ConfigError
+from fad._strong import strong
 from fad.experiment._cohorts import cohort_options
 from fad.experiment._config import Experiment
-from fad.experiment._step import strong
 from fad.plan import Plan, plan
 from fad.plan._text import bytes_text, flops_text
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fad._errors import FadError, RunError
+from fad._strong import strong
 from fad.distributed import check_agreement
 from fad.experiment import _folder
 from fad.experiment._checkpoint import Checkpoints
@@ -27,7 +28,6 @@ from fad.experiment._step import (
     compile_step,
     evaluate,
     round_cost,
-    strong,
     test_names,
 )
 from fad.experiment._stop import Stopped, stop_request

@@ -8,17 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fad._strong import strong
+
 # Test examples evaluated at once, so that memory does not grow with the test set: a
 # convolution holds some megabytes of each.
 EVAL_BATCH = 512
-
-
-def strong(x: Any) -> jax.Array:
-    """Return an array without JAX's weak type, which would compile anew at round 2."""
-    dtype = jnp.result_type(x)
-    if jnp.issubdtype(dtype, jax.dtypes.extended):
-        return x
-    return jnp.asarray(x, dtype)
 
 
 def compile_step(

@@ -53,7 +53,8 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
     net = make(model.name, classes=source.outputs, **options)
     if model.norm == "static_batch":
         train = dataclasses.replace(train, examples=_with_real(train.examples))
-        test, validation = (h and _with_real(h) for h in (test, validation))
+        test = _with_real(test)
+        validation = None if validation is None else _with_real(validation)
     row = train.examples["x"][:1]
 
     def init(key: jax.Array) -> Any:

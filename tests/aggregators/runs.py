@@ -94,13 +94,13 @@ def one_step(aggregator: Any, theta: Any, updates: Any, weights: Any, params: An
     return jax.jit(run)(fad.AtClients(updates), fad.AtClients(weights))
 
 
-def saturated(step: Any, mean: Any, params: Any) -> Any:
-    """Shorten a step as an untrained aggregator does."""
+def saturated(step: Any, mean: Any, params: Any, *, part: float) -> Any:
+    """Shorten a step as an untrained aggregator does, at this part of the training."""
     size = lambda tree: jnp.sqrt(  # noqa: E731
         jnp.mean(jnp.concatenate([x.ravel() for x in jax.tree.leaves(tree)]) ** 2)
     )
-    longest = 0.1 * (size(params) + 3 * size(mean))
-    factor = 1 / jnp.sqrt(1 + (size(step) / longest) ** 2)
+    longest = 0.04 * (size(params) + 10 * size(mean))
+    factor = jnp.exp(-part) / jnp.sqrt(1 + (size(step) / longest) ** 2)
     return jax.tree.map(lambda x: factor * x, step)
 
 

@@ -43,8 +43,8 @@ def cosine(xp, a, b):
 def client(xp, federation, p, x, y, lr, *, work, round_up):
     """One client's update and its least cosine, on its reduced batches."""
     own, least, width = p, 1.0, federation.batch
-    batch = min(max(round(work.batch), 1), width)
-    steps = len(x) * min(work.epochs, 1.0) / batch
+    batch = round(work.batch)
+    steps = len(x) * work.epochs / batch
     steps = max(math.ceil(steps) if round_up else math.floor(steps), 1)
     for start in range(0, len(x), width)[:steps]:
         rows = slice(start, min(start + batch, start + width))
@@ -67,17 +67,13 @@ def by_hand(
     discrete=None,
 ):
     """``discrete`` are the works whose passes and batch sizes are realised."""
-    p, smooth, work, log_lr = (
-        first_params(),
-        xp.zeros(4),
-        start,
-        0,
-    )
+    p, smooth, work, log_lr = first_params(), xp.zeros(4), start, 0
+    max_epochs, max_batch = 1.0, float(federation.batch)
     weights = np.array([float(len(x)) for x, _ in federation.clients])
     works = []
     for t in range(rounds):
         works.append(work)
-        lr, real = xp.minimum(work.lr, max_lr), discrete[t] if discrete else work
+        lr, real = work.lr, discrete[t] if discrete else work
         found = [
             client(xp, federation, p, x, y, lr, work=real, round_up=round_up)
             for x, y in federation.clients
@@ -90,7 +86,10 @@ def by_hand(
             log_lr = log_lr - rate * H
         else:
             by = (-rate * H, -rate * (H + G), 10 * rate * G)
-            work = Work(*(v * xp.exp(e) for v, e in zip(work, by, strict=True)))
+            grown = (v * xp.exp(e) for v, e in zip(work, by, strict=True))
+            most = (max_lr, max_epochs, max_batch)
+            lr, epochs, batch = map(xp.minimum, grown, most)
+            work = Work(lr, epochs, xp.maximum(batch, 1.0))
         p = p + 0.5 * xp.exp(log_lr) * d
     return p, works, work, np.log(0.5) + log_lr
 
@@ -103,18 +102,33 @@ def test_equals_numpy(x64, federation, rate, round_up):
     p, works, work, _ = by_hand(np, federation, 10, **options)
     np.testing.assert_allclose(flat(state.params), p, rtol=1e-10)
     np.testing.assert_allclose(state.work, work, rtol=1e-10)
-    used = [min(w.epochs, 1.0) for w in works]
-    np.testing.assert_allclose([r["client_epochs"] for r in rows], used, rtol=1e-10)
+    used = [[r[f"client_{name}"] for name in Work._fields] for r in rows]
+    np.testing.assert_allclose(used, works, rtol=1e-10)
     assert abs(work.lr - CLIENT_LR) > 1e-4
     assert round(work.batch) < round(LESS.batch)
 
 
-def test_the_client_step_is_bounded_where_it_is_used(x64, federation):
-    state, rows = run(build(max_client_lr=0.15), federation, 4)
-    p, _, work, _ = by_hand(np, federation, 4, max_lr=0.15)
+def test_what_is_learned_is_bounded_and_turns_round_at_once(x64, federation):
+    """What would grow beyond a bound is as if it had never been there."""
+    algorithm = build(Work(0.012, 5.0, 30.0), max_client_lr=0.012)
+    state, rows = run(algorithm, federation, 4)
+    start = Work(0.012, 1.0, 5.0)
+    p, works, work, _ = by_hand(np, federation, 4, start=start, max_lr=0.012)
     np.testing.assert_allclose(flat(state.params), p, rtol=1e-10)
-    assert all(float(r["client_lr"]) == 0.15 for r in rows)
-    assert work.lr > 0.15
+    np.testing.assert_allclose(state.work, work, rtol=1e-10)
+    assert tuple(rows[0][f"client_{name}"] for name in Work._fields) == start
+    assert all(w.epochs <= 1 and 1 <= w.batch <= 5 for w in works)
+    assert all(float(r["client_lr"]) == 0.012 for r in rows)
+
+    away = jax.tree.map(jnp.negative, state.smooth)  # the next update turns back
+    after, _ = run(algorithm, federation, 1, state._replace(smooth=away))
+    assert after.work.lr < 0.95 * 0.012
+
+
+def test_the_batch_stays_at_least_one_row(x64, federation):
+    """Agreement makes batches small, and no smaller than what a client takes."""
+    state, _ = run(build(ALL._replace(lr=0.01), rate=0.3), federation, 1)
+    assert state.work.batch == state.work.epochs == 1
 
 
 def test_agreement_lengthens_the_client_step_and_makes_batches_small(x64, federation):
@@ -196,13 +210,31 @@ def test_sends_three_numbers_down_and_one_up(federation):
     assert sent.bytes_down == MODEL + 4 * 3
 
 
+def test_a_random_loss_gets_a_key_of_its_client(x64, federation):
+    def noisy(params, examples, key):
+        return loss(params, examples) * jax.random.uniform(key, examples["y"].shape)
+
+    options = {"server": optax.sgd(1.0), "client": optax.sgd, "start": ALL}
+    algorithm = fathom(noisy, init_params, random_loss=True, **options)
+    state, _ = run(algorithm, federation, 1)
+    turned = federation._replace(
+        cohort=jax.tree.map(lambda a: a[::-1], federation.cohort)
+    )
+    again, _ = run(algorithm, turned, 1)
+    np.testing.assert_allclose(flat(state.params), flat(again.params), rtol=1e-12)
+    other, _ = algorithm.step(
+        algorithm.init(jax.random.key(0)), federation.cohort, jax.random.key(4)
+    )
+    assert not np.allclose(flat(other.params), flat(state.params))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": -1.0}, "rate: expected >= 0, got -1.0"),
-        ({"batch": 0.5}, "batch: expected >= 1, got 0.5"),
-        ({"epochs": 2.0}, "passes: expected >= 2.0, got 1.0"),
-        ({"client_lr": 2.0}, "max_client_lr: expected >= 2.0, got 1.0"),
+        ({"rate": -1.0}, r"rate: expected in \[0, inf\), got -1.0"),
+        ({"batch": 0.5}, r"batch: expected in \[1, inf\), got 0.5"),
+        ({"epochs": 2.0}, r"passes: expected in \[2.0, inf\), got 1.0"),
+        ({"client_lr": 2.0}, r"max_client_lr: expected in \[2.0, inf\], got 1.0"),
     ],
 )
 def test_ranges(options, message):

@@ -124,8 +124,8 @@ def test_sends_what_fedavg_sends_and_the_client_step(federation):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": -1.0}, "rate: expected >= 0, got -1.0"),
-        ({"bound": 1.0}, "bound: expected > 1, got 1.0"),
+        ({"rate": -1.0}, r"rate: expected in \[0, inf\), got -1.0"),
+        ({"bound": 1.0}, r"bound: expected in \(1, inf\], got 1.0"),
         ({"server": "yogi"}, 'server: expected "sgd", the step is FedHyper\'s'),
     ],
 )

@@ -23,7 +23,9 @@ def _algorithm(aggregator, theta, client, **options):
 
 
 @pytest.mark.parametrize("weighting", ["examples", "uniform"])
-def test_untrained_it_is_fedavg_with_momentum(x64, federation, weighting):
+def test_untrained_it_is_fedavg_with_momentum_and_a_falling_step(
+    x64, federation, weighting
+):
     aggregator = aggregators.learned_optimizer(rounds=3, hidden=(2,))
     theta = aggregator.init_theta(jax.random.key(0))
     theta = jax.tree.map(lambda x: x.astype(float), theta)
@@ -37,7 +39,7 @@ def test_untrained_it_is_fedavg_with_momentum(x64, federation, weighting):
         delta = python_round(federation, want, client=client, weighting=weighting)
         velocity = jax.tree.map(lambda v, d: 0.9 * v + 0.1 * d, velocity, delta)
         moved = jax.tree.map(lambda v, b=1 - 0.9**t: v / b, velocity)
-        moved = saturated(moved, delta, want)
+        moved = saturated(moved, delta, want, part=(t - 1) / 3)
         want = jax.tree.map(jnp.add, want, moved)
     assert_close(state.params, want, tol=1e-6)
 

@@ -19,7 +19,9 @@ COSTS = {
     "hypergradient_descent": (1, 1, 1),
     "learned_aggregator": (1, 1, 3),
     "learned_weights": (1, 2, 2),
+    "per_fedavg": (1, 1, 1),
     "qffl": (1, 1, 1),
+    "reptile": (1, 1, 1),
     "self_tuning_fedavg": (1, 2, 2),
 }
 MODEL = 4 * (64 * 10 + 10)

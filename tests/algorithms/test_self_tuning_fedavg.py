@@ -340,7 +340,7 @@ def test_what_a_config_learns(federation, learn):
         ("reject", 1.0, r"reject: expected in \(1, inf\), got 1.0"),
         ("shrink", 1.0, r"shrink: expected in \(1, inf\), got 1.0"),
         ("meta_lr", -0.1, r"meta_lr: expected in \[0, inf\), got -0.1"),
-        ("server_lr", 0.0, "server_lr: expected > 0, got 0.0"),
+        ("server_lr", 0.0, r"server_lr: expected in \(0, inf\), got 0.0"),
         ("learn", (), "learn: expected at least one of"),
         ("learn", ("server_b1",), "learn: server='sgd' has no server_b1 to learn"),
     ],

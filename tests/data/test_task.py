@@ -9,7 +9,7 @@ from fad.data import Federated, Task
 X = np.ones((3, 2), np.float32)
 
 
-def make(test):
+def make(test, **options):
     return Task(
         name="ones",
         train=Federated({"x": X}, np.array([0, 1, 3])),
@@ -17,6 +17,7 @@ def make(test):
         init=lambda key: jnp.zeros(2),
         loss=lambda params, examples: examples["x"] @ params,
         metrics=lambda params, examples: {"mean": examples["x"].mean(1)},
+        **options,
     )
 
 
@@ -52,3 +53,17 @@ def test_refuses_an_empty_test_set():
     match = r"Task\(test=\.\.\.\): expected arrays \[N, \*\] that share one N"
     with pytest.raises(ValueError, match=match):
         make({"x": X[:0]})
+
+
+def test_holds_validation_examples_of_the_same_kind():
+    assert make({"x": X}).validation is None
+    task = make({"x": X}, validation={"x": X[:2]})
+    held = task.validation
+    assert held is not None
+    assert held["x"].shape == (2, 2)
+    match = r"Task\(train=\.\.\., validation=\.\.\.\): both must hold the same arrays"
+    with pytest.raises(ValueError, match=match):
+        make({"x": X}, validation={"x": X[:, :1]})
+    match = r"Task\(validation=\.\.\.\): expected finite numbers"
+    with pytest.raises(ValueError, match=match):
+        make({"x": X}, validation={"x": np.full_like(X, np.nan)})

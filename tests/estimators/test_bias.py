@@ -175,6 +175,30 @@ def test_one_window_of_persistent_strategies_is_plain_strategies():
     np.testing.assert_allclose(*found, rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [fad.estimators.es, fad.estimators.pes])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("sigma", [1e-4, 1e-3, 0.1])
+def test_sigma_below_the_spacing_of_theta(kind, dtype, sigma):
+    """At 0.5 bfloat16 is spaced by 2^-8 above and 2^-9 below."""
+
+    @fad.program
+    def linear(theta, state, cohort, key):
+        return state + 1, fad.mean(cohort) * theta.astype(jnp.float32)
+
+    estimator = kind(linear, sigma=sigma, pairs=20000)
+    window = fad.AtClients(jnp.ones((1, 2), jnp.float32)), jnp.zeros(1)
+    theta = jnp.asarray(0.5, dtype)
+    carry = estimator.init(theta, jnp.zeros(()), jax.random.key(0))
+    estimate = jax.jit(estimator.estimate)
+    for _ in range(2):
+        found = estimate(theta, carry, *window)
+        carry = found.carry
+    assert found.gradient.dtype == dtype
+    spacing = float(jnp.finfo(dtype).eps) / 2
+    error = np.sqrt((3 + 2 * spacing / sigma) / 20000)
+    assert abs(float(found.gradient) - 1) < 4 * error + spacing
+
+
 def test_a_linear_loss_is_estimated_alike_with_any_sigma():
     @fad.program
     def linear(theta, state, cohort, key):

@@ -173,6 +173,47 @@ def test_the_report_names_the_round_and_holds_the_state():
     assert meta.check(estimate("reverse", *window()), 100) is None
 
 
+@fad.program
+def cliff(lr, state, cohort, key):
+    """A round that is fine at lr = 0.5, and infinite above it."""
+    w, count = state
+    loss = fad.mean(fad.map(lambda x: x * lr, cohort))
+    return (w, count + 1), jnp.where((lr > 0.5) & (count == 2), jnp.inf, loss)
+
+
+def test_a_perturbed_run_alone_that_diverged():
+    found = estimate("es", *window(), round=cliff)
+    assert (found.finite, found.bad_round) == (False, 2)
+    assert jnp.isfinite(found.value)
+    assert found.last_state[1] == found.carry.state[1] == 4
+    assert step("skip", found) == (0.5, True)
+    message = (
+        "a run at a perturbed theta diverged in round 102: .* The run at theta is "
+        "fine, may go on from its carry"
+    )
+    with pytest.raises(InnerRunDiverged, match=message) as caught:
+        safe_update(ADAM, on_divergence="raise").check(found, 100)
+    assert caught.value.round == 102
+    assert caught.value.state[1] == 4
+    for kind, round in (("pes", cliff), ("es", descend)):  # the inner runs themselves
+        bad = estimate(kind, *window(bad=2 if kind == "es" else None), round=round)
+        assert "the inner run diverged" in str(safe_update(ADAM).check(bad, 0))
+
+
+def test_a_perturbed_state_alone_that_diverged_leaves_the_gradient():
+    """``es`` drops the states of perturbed runs; the round is reported all the same."""
+
+    @fad.program
+    def round(lr, state, cohort, key):
+        w, count = state
+        w = jnp.where(lr > 0.5, jnp.inf, w)
+        return (w, count + 1), fad.mean(fad.map(lambda x: x * lr, cohort))
+
+    found = estimate("es", *window(), round=round)
+    assert (found.finite, found.bad_round) == (True, 0)
+    assert safe_update(ADAM).check(found, 0) is None
+
+
 def test_raise_raises():
     meta = safe_update(ADAM, on_divergence="raise")
     with pytest.raises(InnerRunDiverged, match="diverged in round 102") as caught:

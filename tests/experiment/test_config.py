@@ -226,6 +226,18 @@ def replaced(old: str, new: str) -> str:
             "x.toml: [data]: label_noise must be in [0, 1], got -0.1",
         ),
         (
+            replaced("clients = 4", "clients = 4\nnoisy_clients = 2"),
+            "x.toml: [data]: noisy_clients must be in [0, 1], got 2.0",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\nnoisy_clients = 0.5"),
+            "x.toml: [data]: noisy_clients needs a label_noise above 0",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\nvalidation_fraction = 1"),
+            "x.toml: [data]: validation_fraction must be in [0, 1), got 1.0",
+        ),
+        (
             replaced("cohort = 2", "cohort = 2\navailability = 0"),
             "x.toml: availability must be in (0, 1], got 0.0",
         ),

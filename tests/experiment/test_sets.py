@@ -1,5 +1,7 @@
 """The sets of configurations, from small stand-ins for what is downloaded."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -197,6 +199,33 @@ def test_label_noise_is_at_the_training_labels_alone():
     np.testing.assert_array_equal(clean.test["y"], noisy.test["y"])
     differ = clean.train.examples["y"] != noisy.train.examples["y"]
     assert differ.mean() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_noise_at_a_share_of_the_clients():
+    data = DataConfig(clients=10, seed=1, validation_fraction=0.1)
+    spoilt = dataclasses.replace(data, label_noise=0.5, noisy_clients=0.3)
+    clean, noisy = (make_task(d, ModelConfig()) for d in (data, spoilt))
+    differ = clean.train.examples["y"] != noisy.train.examples["y"]
+    by_client = [x.mean() for x in np.split(differ, clean.train.offsets[1:-1])]
+    shares = sorted(float(x) for x in by_client)
+    assert shares == pytest.approx([0] * 7 + [0.5] * 3, abs=0.01)
+    assert clean.validation is not None
+    assert noisy.validation is not None
+    np.testing.assert_array_equal(clean.validation["y"], noisy.validation["y"])
+
+
+def test_the_server_holds_a_share_of_the_training_examples():
+    whole, less = (
+        make_task(DataConfig(clients=4, validation_fraction=share), ModelConfig())
+        for share in (0.0, 0.1)
+    )
+    assert whole.validation is None
+    assert less.validation is not None
+    held = len(less.validation["y"])
+    assert held == pytest.approx(0.1 * len(whole.train.examples["y"]), abs=1)
+    assert held + len(less.train.examples["y"]) == len(whole.train.examples["y"])
+    np.testing.assert_array_equal(whole.test["x"], less.test["x"])
+    assert set(np.unique(less.validation["y"])) == set(range(10))
 
 
 def test_label_noise_needs_classes(stored):
