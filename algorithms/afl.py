@@ -87,10 +87,11 @@ def afl(
                 batches.client, num_clients, dtype=state.weights.dtype
             )
             weight = jnp.where(n > 0, place @ state.weights, 0)
-            return local.delta, weight, before, n, place * before.astype(place.dtype)
+            losses = place * before.astype(place.dtype)
+            return (local.delta, before), weight, n, losses
 
-        delta, weight, before, n, losses = fad.map(client_work, cohort)
-        delta, agnostic = fad.weighted_mean((delta, before), weight)
+        trained, weight, n, losses = fad.map(client_work, cohort)
+        delta, agnostic = fad.weighted_mean(trained, weight)
         gradient = jax.tree.map(lambda d: -d, delta)
         direction, memory = server.update(gradient, state.server, state.params)
         params = jax.tree.map(lambda p, d: p + server_lr * d, state.params, direction)
@@ -98,7 +99,7 @@ def afl(
             state.weights + weights_lr * fad.sum(losses)
         )
         metrics = {
-            "train_loss": average(before, n, weighting),
+            "train_loss": average(trained[1], n, weighting),
             "agnostic_loss": agnostic,
             "largest_weight": weights.max(),
         }

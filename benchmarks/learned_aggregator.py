@@ -53,7 +53,15 @@ FEDERATIONS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"model.width": 32, "max_examples": 20},
         "accuracy",
     ),
+    "Re-compressed CIFAR-10, MLP": (
+        "fashion_mnist_fedavg.toml",
+        {"data.set": "cifar10_jpeg", "max_examples": 100, "model.hidden": [64]},
+        "accuracy",
+    ),
 }
+# Nothing was run on these before the aggregator and its meta-training were final.
+UNTOUCHED = ("Re-compressed CIFAR-10, MLP",)
+FIRST_SEED = 11  # Intermediate aggregators were tried with seeds 1 and 2.
 Curve = list[float]
 Step = Callable[..., Any]
 
@@ -87,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
     print(table)
     if not options.only:
         _write_page(table, won, results, options.page, _training(thetas))
-    return 0 if won >= min(3, len(results)) else 1
+    return 0 if won >= 0.75 * len(results) else 1
 
 
 class _Federation:
@@ -127,7 +135,8 @@ class _Federation:
         for label, (init, step, options) in methods.items():
             began = time.perf_counter()
             curves[label] = [
-                self._run(init, step, 1 + seed, options) for seed in range(seeds)
+                self._run(init, step, FIRST_SEED + seed, options)
+                for seed in range(seeds)
             ]
             ends = ", ".join(f"{final(c):.4f}" for c in curves[label])
             took = time.perf_counter() - began
@@ -225,7 +234,10 @@ def _write_page(
         "experiment's file, the same cohorts and "
         f"{ROUNDS} rounds. FedAdam's server step and epsilon are the best of "
         f"{len(STEPS)} x {len(EPSILONS)} by the test metric of another seed; the "
-        "learned aggregator has nothing to tune. FedAvg has the server step 1."
+        "learned aggregator has nothing to tune. FedAvg has the server step 1.\n\n"
+        "The aggregator's design and its meta-training were settled by short trials on "
+        "the first four federations, with other seeds than here; nothing had been run "
+        f"on {' and '.join(UNTOUCHED)} before both were final."
     )
     result = (
         f"The learned aggregator's mean is above tuned FedAdam's on {won} of "

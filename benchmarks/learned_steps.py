@@ -33,9 +33,12 @@ TESTED = 2000  # test examples, the same in all runs
 
 def _fathom(rate: float, lr: float, client_lr: float) -> fathom.Config:
     """Return the configuration of the form that learns the server's step."""
-    steps = {"server_lr": lr, "client_lr": client_lr}
     return fathom.Config(
-        learn="server", rate=rate, max_client_lr=max(1.0, client_lr), **steps
+        learn="server",
+        rate=rate,
+        server_lr=lr,
+        client_lr=client_lr,
+        max_client_lr=max(1.0, client_lr),
     )
 
 
@@ -204,8 +207,13 @@ def _lanes(method: str, task: Any, setting: Setting, steps: list[float]) -> _Lan
 
 
 def _fedavg(task: Any, lr: Any, client_lr: float) -> fad.Algorithm:
-    sgd = {"server": optax.sgd(1.0), "client": optax.sgd(client_lr)}
-    return fedavg.fedavg(task.loss, task.init, server_lr=lr, **sgd)
+    return fedavg.fedavg(
+        task.loss,
+        task.init,
+        server=optax.sgd(1.0),
+        client=optax.sgd(client_lr),
+        server_lr=lr,
+    )
 
 
 def _curves(lanes: _Lanes, task: Any, setting: Setting, seed: int) -> np.ndarray:

@@ -161,7 +161,9 @@ class _Loop:
 
     def _combine(self, theta: Any, meta: Any, gradients: list, finite: list) -> Any:
         gradient, counts = join(self.config, gradients, finite)
-        theta, meta = self._update.update(as_estimate(gradient, counts), meta, theta)
+        estimate = as_estimate(gradient, counts)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts in int32
+            theta, meta = self._update.update(estimate, meta, theta)
         norm = jax.numpy.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
         return theta, meta, norm
 

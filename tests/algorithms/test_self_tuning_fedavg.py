@@ -2,6 +2,7 @@
 
 import functools
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ from tests.algorithms.test_fedavg import python_round
 STILL = optax.sgd(0.0)  # a meta-optimizer that leaves theta where it is
 SERVERS = ("sgd", "momentum", "adam")
 LAYERS = {"w": 1.0, "b": 2.0}
-SETTING = {"server_lr": 0.5, "client_lr": 0.2, "server_eps": 1e-2}
 START = {"server_lr": 0.5, "layer_lrs": LAYERS, "server_b1": 0.8, "client_lr": 0.2}
 
 
 def optimizers(server):
-    return functools.partial(optimizers_of, Config(server=server, **SETTING))
+    config = Config(server=server, server_lr=0.5, client_lr=0.2, server_eps=1e-2)
+    return functools.partial(optimizers_of, config)
 
 
 def make(start=None, *, server="sgd", meta=STILL, **options):
@@ -176,12 +177,14 @@ def test_a_step_far_too_large_is_undone(federation):
 
 def test_a_step_to_no_number_is_undone(federation):
     algorithm = make({"server_lr": 1e38})
+    last = algorithm.init(jax.random.key(0))
     for _, state, metrics in steps(algorithm, federation, 4):
         assert all(
             np.isfinite(x).all() for x in jax.tree.leaves((state.params, metrics))
         )
-        algorithm.check({k: float(v) for k, v in metrics.items()})
-    assert float(state.theta["server_lr"]) < np.log(1e38)
+        _safeguard.check({k: float(v) for k, v in metrics.items()})
+        last = state
+    assert float(last.theta["server_lr"]) < np.log(1e38)
 
 
 def test_a_tangent_that_overflows_is_dropped(federation):
@@ -203,6 +206,7 @@ def test_steps_undone_in_a_row_end_the_run(federation):
     spoilt = fad.AtClients(batches._replace(examples={**batches.examples, "x": x}))
     algorithm = make()
     state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+    metrics = {}
     for _ in range(20):
         state, metrics = step(state, spoilt, jax.random.key(0))
     assert np.isfinite(state.params["w"]).all()
@@ -211,7 +215,7 @@ def test_steps_undone_in_a_row_end_the_run(federation):
         r"loss, .* was no number\. .* clients' data that is not finite, is the likely"
     )
     with pytest.raises(fad.RunError, match=message):
-        algorithm.check({k: float(v) for k, v in metrics.items()})
+        _safeguard.check({k: float(v) for k, v in metrics.items()})
 
 
 def scaled_cohort(federation, factor):
@@ -270,7 +274,11 @@ def test_a_window_that_diverges_inside_keeps_where_it_began(bad_round, kept):
         nan, None, None, jnp.array(False), jnp.array(bad_round), None
     )
     verdict, guard = _safeguard.judge(
-        _safeguard.begin(anchor), estimate, params=params, seen=4.0, reject=2.0
+        _safeguard.begin(anchor),
+        estimate,
+        params=params,
+        seen=jnp.array(4.0),
+        reject=2.0,
     )
     assert not verdict.good
     back = _safeguard.undone(guard, verdict, params, 2.0)
@@ -323,7 +331,7 @@ def test_values_and_what_stands_for_them(x64):
 
 @pytest.mark.parametrize("learn", [("layer_lrs",), ("server_b1", "client_lr")])
 def test_what_a_config_learns(federation, learn):
-    task = types.SimpleNamespace(loss=loss, init=init_params)
+    task: Any = types.SimpleNamespace(loss=loss, init=init_params)
     config = Config(learn=learn, server="momentum")
     algorithm = build(config, task)
     state = algorithm.init(jax.random.key(0))

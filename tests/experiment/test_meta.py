@@ -20,13 +20,6 @@ from tests.experiment.meta_subjects import (
 
 
 @pytest.fixture(autouse=True)
-def optax_promotion():
-    """Optax's Adam raises a Python float to an int32 count: no strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@pytest.fixture(autouse=True)
 def no_figure(monkeypatch):
     monkeypatch.setattr(_meta, "plot_meta", lambda *args, **options: None)
 
@@ -43,7 +36,7 @@ def _stop_after(monkeypatch, steps):
 
 
 def test_lowers_the_meta_loss(tmp_path):
-    config = meta_training(steps=12, rounds=4, window=4)
+    config = meta_training(steps=10, rounds=8, window=8, meta_lr=0.6)
     result = meta_train(config, tmp_path / "x", progress=False)
     losses = [row["meta_loss"] for row in result.rows]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
@@ -123,7 +116,8 @@ def test_one_run_that_diverges_leaves_the_others_their_step(tmp_path, capsys):
     config = meta_training(federation=(federation(), wild))
     result = meta_train(config, tmp_path / "x", progress=False)
     assert "of 'wild'" in capsys.readouterr().err
-    assert all(row["diverged"] >= 1 for row in result.rows)
+    assert all(row["diverged"] <= 1 for row in result.rows)
+    assert result.rows[0]["diverged_wild"] >= 1
     assert float(result.theta["log"]) > -3.0
 
 
