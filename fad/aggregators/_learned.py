@@ -59,7 +59,7 @@ def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
         >>> state = aggregator.init(params)
         >>> step, state = aggregator.server(theta, state, message, params, None)
         >>> [round(float(x), 2) for x in step]
-        [0.95, -1.89]
+        [1.0, -2.0]
 
     Source: L. Metz et al., Practical tradeoffs between memory, compute, and
     performance in learned optimizers, 2022, on per-coordinate networks; S. Reddi et
