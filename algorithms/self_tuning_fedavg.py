@@ -147,7 +147,8 @@ def _round(loss, optimizers, weighting, random_loss):
         change, memories = server.update(gradient, model.server, model.params)
         memories = jax.tree.map(lambda m, x: m.astype(x.dtype), memories, model.server)
         params = optax.apply_updates(model.params, change)
-        return Model(params, memories, fad.sum(sent[1])), train_loss
+        total = fad.sum(sent[1]).astype(model.seen.dtype)
+        return Model(params, memories, total), train_loss
 
     return one_round
 

@@ -18,7 +18,7 @@ from tests.aggregators.runs import (
     training_loss,
 )
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
 
 MAKERS = {
     "learned": lambda: learned(rounds=5, hidden=(2,)),

@@ -27,6 +27,8 @@ from tests.algorithms.test_hypergradient_descent import (
     sweeps,
 )
 
+pytestmark = pytest.mark.once
+
 ALL = Work(lr=CLIENT_LR, epochs=1.0, batch=5.0)  # what the cohort's batches hold
 LESS = Work(lr=CLIENT_LR, epochs=0.9, batch=3.6)
 

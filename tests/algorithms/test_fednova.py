@@ -24,6 +24,8 @@ from tests.algorithms.test_hypergradient_descent import (
     sweeps,
 )
 
+pytestmark = pytest.mark.once
+
 
 def build(**options):
     options = {"server": optax.sgd(1.0), "client_lr": CLIENT_LR} | options

@@ -25,6 +25,8 @@ from algorithms.learned_weights import Config, build, learned_weights
 from fad.experiment import DataConfig, ModelConfig, make_task
 from tests.algorithms.conftest import init_params, loss
 
+pytestmark = pytest.mark.once
+
 KEY, CLIENT, LR = jax.random.key(0), optax.sgd(0.2), 0.7
 STILL = optax.sgd(0.0)  # a meta-optimizer that leaves phi where it is
 SERVERS = {"sgd": optax.sgd(1.0), "momentum": optax.sgd(1.0, momentum=0.9)}

@@ -17,6 +17,8 @@ from algorithms.per_fedavg import Config, build, maml, maml_loss, per_fedavg
 from tests.algorithms.conftest import init_params, loss
 from tests.algorithms.test_fedavg import assert_close
 
+pytestmark = pytest.mark.once
+
 LR, KEY = 0.2, jax.random.key(0)
 DERIVATIVES = ("exact", "first_order", "hessian_free")
 

@@ -15,7 +15,7 @@ import pytest
 import fad
 from fad.data import Quadratics
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
 
 STEPS, LR = 2, 0.5
 ROUNDS, WINDOW = 6, 2

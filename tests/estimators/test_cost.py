@@ -9,6 +9,8 @@ import pytest
 
 import fad
 
+pytestmark = pytest.mark.once
+
 FEATURES, HIDDEN, CLASSES = 64, 32, 10
 CLIENTS, STEPS, BATCH = 10, 3, 8
 MODEL = FEATURES * HIDDEN + HIDDEN * CLASSES

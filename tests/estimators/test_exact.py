@@ -22,7 +22,7 @@ from tests.estimators.programs import (
     run,
 )
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
 
 
 @pytest.mark.parametrize("lengths", [(1, 1, 1), (2, 2)])

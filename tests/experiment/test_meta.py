@@ -18,6 +18,8 @@ from tests.experiment.meta_subjects import (
     without_seconds,
 )
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def no_figure(monkeypatch):

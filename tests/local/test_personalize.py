@@ -16,6 +16,8 @@ from fad.local import (
     take_steps,
 )
 
+pytestmark = pytest.mark.once
+
 
 def loss(w, examples):
     return (w - examples["x"]) ** 2
