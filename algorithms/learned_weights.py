@@ -40,6 +40,7 @@ import optax
 import fad
 from algorithms import _tangents, fedavg
 from algorithms._learned_round import Round
+from algorithms._ranges import check_range
 from algorithms._weight_functions import (
     Kind,
     WeightFunction,
@@ -166,9 +167,7 @@ class Config(fedavg.Config):
         super().__post_init__()
         if self.meta_lr < 0:
             raise ValueError(f"meta_lr: expected >= 0, got {self.meta_lr!r}")
-        for name in ("memory", "meta_b1", "meta_b2"):
-            if not 0 <= (got := getattr(self, name)) < 1:
-                raise ValueError(f"{name}: expected in [0, 1), got {got!r}")
+        check_range(self, "[0, 1)", "memory", "meta_b1", "meta_b2")
         if any(n < 1 for n in self.hidden):
             raise ValueError(f"hidden: expected widths >= 1, got {list(self.hidden)}")
 

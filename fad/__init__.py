@@ -4,6 +4,7 @@ from fad import data as data
 from fad import distributed as distributed
 from fad import estimators as estimators
 from fad import local as local
+from fad import solvers as solvers
 from fad._algorithm import Algorithm as Algorithm
 from fad._errors import ClientValueError as ClientValueError
 from fad._errors import ConfigError as ConfigError

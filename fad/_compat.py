@@ -159,6 +159,24 @@ def scan_parts(eqn: JaxprEqn) -> Scan:
     return Scan(p["jaxpr"], consts, carry, p["length"], p["reverse"])
 
 
+def linear_solve(eqn: JaxprEqn, operands: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Return what a custom_linear_solve runs, its solver, and on which operands.
+
+    Its matrices are what the solver calls, so they stand inside.
+    """
+    lengths, b = eqn.params["const_lengths"], sum(eqn.params["const_lengths"])
+    start = lengths.matvec + lengths.vecmat
+    consts = operands[start : start + lengths.solve]
+    return eqn.params["jaxprs"].solve, [*consts, *operands[b:]]
+
+
+def run_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
+    """Return the jaxprs inside an equation, without those that it does not run."""
+    if eqn.primitive.name == "custom_linear_solve":
+        return [open_jaxpr(eqn.params["jaxprs"].solve)[0]]
+    return list(jaxprs_in_params(eqn.params))
+
+
 def open_jaxpr(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
     """Return a jaxpr and its constants, whether it came closed or open."""
     return getattr(jaxpr, "jaxpr", jaxpr), getattr(jaxpr, "consts", ())

@@ -14,6 +14,7 @@ MODULES = (
     "fad.local",
     "fad.data",
     "fad.estimators",
+    "fad.solvers",
     "fad.models",
     "fad.experiment",
 )

@@ -17,9 +17,10 @@ from fad._compat import (
     bind,
     call_body,
     jaxpr_as_fun,
-    jaxprs_in_params,
+    linear_solve,
     make_jaxpr,
     open_jaxpr,
+    run_jaxprs,
     scan_parts,
 )
 from fad.plan._graph import FEDERATED
@@ -124,8 +125,7 @@ def run_eqn(eqn: Eqn, args: Sequence[Any]) -> list[Any]:
 def is_federated(jaxpr: Any) -> bool:
     """Say whether a jaxpr communicates at any depth."""
     return any(
-        eqn.primitive.name in FEDERATED
-        or any(map(is_federated, jaxprs_in_params(eqn.params)))
+        eqn.primitive.name in FEDERATED or any(map(is_federated, run_jaxprs(eqn)))
         for eqn in open_jaxpr(jaxpr)[0].eqns
     )
 
@@ -157,9 +157,7 @@ def _equation(eqns: list[Eqn], eqn: JaxprEqn, ins: list[Ref]) -> list[Ref]:
         return _inline(eqns, *open_jaxpr(body), args)
     outs = [Ref(v.aval) for v in eqn.outvars]
     name = eqn.primitive.name
-    federated = name in FEDERATED or any(
-        map(is_federated, jaxprs_in_params(eqn.params))
-    )
+    federated = name in FEDERATED or any(map(is_federated, run_jaxprs(eqn)))
     eqns.append(Eqn(name, eqn, ins, outs, federated))
     return outs
 
@@ -173,10 +171,7 @@ def _body(eqn: JaxprEqn, ins: list[Ref]) -> tuple[Any, list[Ref]]:
     work.
     """
     if eqn.primitive.name == "custom_linear_solve":
-        lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
-        start = lengths.matvec + lengths.vecmat
-        consts = ins[start : start + lengths.solve]
-        return solve, [*consts, *ins[sum(lengths) :]]
+        return linear_solve(eqn, ins)
     if eqn.primitive.name == "cond" and ins[0].value is not None:
         branches = eqn.params["branches"]
         return branches[min(max(int(ins[0].value), 0), len(branches) - 1)], ins[1:]

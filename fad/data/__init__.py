@@ -16,6 +16,7 @@ from fad.data._partition_sizes import partition_lognormal as partition_lognormal
 from fad.data._partition_sizes import partition_power_law as partition_power_law
 from fad.data._partition_sizes import partition_sizes as partition_sizes
 from fad.data._quadratic_loss import Quadratic as Quadratic
+from fad.data._quadratic_problem import quadratic_problem as quadratic_problem
 from fad.data._quadratics import Quadratics as Quadratics
 from fad.data._shift import add_noise as add_noise
 from fad.data._shift import rotate as rotate

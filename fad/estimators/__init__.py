@@ -1,11 +1,31 @@
 """Gradients of unrolled federated rounds, window by window."""
 
+from fad.estimators._aggitd import aggitd as aggitd
+from fad.estimators._aid import aid as aid
+from fad.estimators._bilevel import Bilevel as Bilevel
+from fad.estimators._bilevel import Client as Client
+from fad.estimators._bilevel import Split as Split
+from fad.estimators._bilevel import round_means as round_means
+from fad.estimators._bilevel_record import BilevelEstimate as BilevelEstimate
+from fad.estimators._bilevel_record import BilevelEstimator as BilevelEstimator
+from fad.estimators._bilevel_record import Report as Report
 from fad.estimators._es import es as es
 from fad.estimators._estimator import Estimate as Estimate
 from fad.estimators._estimator import Estimator as Estimator
 from fad.estimators._forward import forward as forward
+from fad.estimators._implicit import implicit as implicit
+from fad.estimators._itd import itd as itd
+from fad.estimators._judge import HypergradientWarning as HypergradientWarning
+from fad.estimators._judge import NotPositiveDefinite as NotPositiveDefinite
+from fad.estimators._judge import Unconverged as Unconverged
+from fad.estimators._judge import judge as judge
+from fad.estimators._penalty import penalty as penalty
 from fad.estimators._pes import pes as pes
 from fad.estimators._reverse import reverse as reverse
 from fad.estimators._safe_update import InnerRunDiverged as InnerRunDiverged
 from fad.estimators._safe_update import SafeUpdate as SafeUpdate
 from fad.estimators._safe_update import safe_update as safe_update
+from fad.estimators._which import Option as Option
+from fad.estimators._which import Options as Options
+from fad.estimators._which import which as which
+from fad.estimators._zeroth_order import zeroth_order as zeroth_order

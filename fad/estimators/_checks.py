@@ -17,8 +17,8 @@ _SHAPE_HINT = (
 )
 
 
-def check_theta(call: str, theta: Any) -> Any:
-    """Return theta as arrays; refuse what has no gradient.
+def check_theta(call: str, theta: Any, *, name: str = "theta") -> Any:
+    """Return theta, or what else is differentiated by, as arrays of strong types.
 
     Raises:
         FadError: If a leaf is no real array, or there is none.
@@ -28,13 +28,13 @@ def check_theta(call: str, theta: Any) -> Any:
         dtype = getattr(leaf, "dtype", type(leaf))
         if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
             raise FadError(
-                f"{call}: {path_str('theta', path)} is {describe(leaf)}; expected real "
+                f"{call}: {path_str(name, path)} is {describe(leaf)}; expected real "
                 "numbers to differentiate by. Keep counters and options in the state, "
                 "or close over them."
             )
     if not named:
         raise FadError(
-            f"{call}: theta has no arrays; expected a pytree of real arrays."
+            f"{call}: {name} has no arrays; expected a pytree of real arrays."
         )
     return jax.tree.map(strong, theta)
 

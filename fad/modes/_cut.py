@@ -141,9 +141,9 @@ def _late(closed: ClosedJaxpr, values: Sequence[Value]) -> tuple[set[int], dict]
     }
     if not late:
         raise PlanError(
-            f"{_WHERE}: the last round stands inside a loop, a branch or a checkpoint, "
-            "or there is none, so it cannot be told apart from the rounds before it. "
-            "Take it out, or use mode='forward' or mode='reverse'."
+            f"{_WHERE}: the last round stands inside a loop, a branch, a linear solve "
+            "or a checkpoint, or there is none, so it cannot be told apart from the "
+            "rounds before it. Take it out, or use mode='forward' or mode='reverse'."
         )
     late |= _clients_side(eqns, late, env, rounds - 1)
     reached = {v for i in late for v in eqns[i].outvars}

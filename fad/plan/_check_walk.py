@@ -14,6 +14,7 @@ from fad._compat import (
     Literal,
     call_body,
     jaxprs_in_params,
+    linear_solve,
     open_jaxpr,
     scan_parts,
 )
@@ -103,7 +104,7 @@ class Walk:
             "scan": self._scan,
             "cond": self._cond,
             "while": self._while,
-            "custom_linear_solve": self._linear_solve,
+            "custom_linear_solve": lambda *args: self.run(*linear_solve(*args)),
         }
         if name in rules:
             return rules[name](eqn, ins)
@@ -228,13 +229,6 @@ class Walk:
             if x.axes or (self.depth and not x.constant):
                 allowed = self.hosted(eqn, x, atom) or allowed
         return [at_server(ins, allowed)] * len(eqn.outvars)
-
-    def _linear_solve(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
-        """Follow the solver; its matrices are what it calls, so they stand inside."""
-        lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
-        start = lengths.matvec + lengths.vecmat
-        consts, b = ins[start:][: lengths.solve], ins[sum(lengths) :]
-        return self.run(jaxprs.solve, [*consts, *b])
 
     def _local(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
         moves = []

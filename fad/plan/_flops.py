@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fad._compat import Jaxpr, JaxprEqn, jaxprs_in_params, scan_parts
+from fad._compat import Jaxpr, JaxprEqn, run_jaxprs, scan_parts
 
 # Moving, reshaping or choosing numbers is no operation on them.
 _FREE = frozenset(
@@ -21,7 +21,8 @@ def count_flops(jaxpr: Jaxpr) -> int:
 
     A multiply-add counts two, other arithmetic on floats one per element it makes (a
     reduction one per element it reads); a scan counts its body times its length, a cond
-    its dearest branch, a while its body once, as its length is not known.
+    its dearest branch, a while its body once, as its length is not known, and a linear
+    solve its solver.
     """
     return sum(map(_eqn_flops, jaxpr.eqns))
 
@@ -31,7 +32,7 @@ def _eqn_flops(eqn: JaxprEqn) -> int:
     if name == "scan":
         part = scan_parts(eqn)
         return part.length * count_flops(part.body.jaxpr)
-    inner = list(jaxprs_in_params(eqn.params))
+    inner = run_jaxprs(eqn)
     if name == "fad_map":
         return eqn.params["clients"] * sum(map(count_flops, inner))
     if name == "cond":

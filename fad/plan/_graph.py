@@ -1,7 +1,8 @@
 """Unrolling a program into steps: the jaxpr followed value by value.
 
 Calls are entered and scans are followed iteration by iteration, slices and stacks
-included, so what each iteration needs and sends is known exactly.
+included, so what each iteration needs and sends is known exactly. Of a linear solve the
+solver is followed.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from fad._compat import (
     Literal,
     ShapedArray,
     inner_call,
-    jaxprs_in_params,
+    linear_solve,
     open_jaxpr,
+    run_jaxprs,
     scan_parts,
 )
 from fad._errors import PlanError
@@ -59,6 +61,7 @@ class Graph:
         self.asked: list[Value] = []
         self._while_bound = while_bound
         self._after: tuple[Value, ...] = ()
+        self._in_solver = False
         self._constants: list[Value] = []
         self._federated: dict[int, tuple[Jaxpr, bool]] = {}
 
@@ -100,7 +103,7 @@ class Graph:
         if id(jaxpr) not in self._federated:
             found = any(
                 eqn.primitive.name in FEDERATED
-                or any(map(self.federated, jaxprs_in_params(eqn.params)))
+                or any(map(self.federated, run_jaxprs(eqn)))
                 for eqn in jaxpr.eqns
             )
             self._federated[id(jaxpr)] = (jaxpr, found)
@@ -117,8 +120,13 @@ class Graph:
             return self._recompute(inner, ins)
         if inner is not None:
             return self.run(inner, ins)
-        if any(map(self.federated, jaxprs_in_params(eqn.params))):
-            rules = {"scan": self._scan, "cond": self._cond, "while": self._while}
+        if any(map(self.federated, run_jaxprs(eqn))):
+            rules = {
+                "scan": self._scan,
+                "cond": self._cond,
+                "while": self._while,
+                "custom_linear_solve": self._linear_solve,
+            }
             return rules.get(name, self._call)(eqn, ins)
         at_clients = any(v.at_clients for v in ins)
         make = self._made if at_clients else server_value
@@ -156,7 +164,7 @@ class Graph:
         return outs
 
     def _call(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-        inner = [j for j in jaxprs_in_params(eqn.params) if len(j.invars) == len(ins)]
+        inner = [j for j in run_jaxprs(eqn) if len(j.invars) == len(ins)]
         if len(inner) != 1:
             raise PlanError(
                 "fad.plan: a federated primitive stands inside the primitive "
@@ -165,8 +173,20 @@ class Graph:
             )
         return self.run(inner[0], ins)
 
+    def _linear_solve(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
+        """Follow the solver, each of whose iterations waits for the one before.
+
+        Clients could work out in advance what does not depend on it, but would have to
+        keep that; as it is they are sent it with the vector, in every iteration.
+        """
+        outside, self._in_solver = self._in_solver, True
+        outs = self.run(*linear_solve(eqn, ins))
+        self._in_solver = outside
+        return outs
+
     def _scan(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         scan = scan_parts(eqn)
+        after, waits, self._in_solver = self._after, self._in_solver, False
         consts, carry, xs = _split(ins, scan.num_consts, scan.num_carry)
         x_vars = scan.body.jaxpr.invars[scan.num_consts + scan.num_carry :]
         rows = [
@@ -177,10 +197,12 @@ class Graph:
         stacks: list[dict[int, Value]] = [{} for _ in y_vars]
         order = range(scan.length)
         for i in reversed(order) if scan.reverse else order:
+            self._after = (*after, *carry) if waits else after
             outs = self.run(scan.body, [*consts, *carry, *(row[i] for row in rows)])
             carry = outs[: scan.num_carry]
             for stack, y in zip(stacks, outs[scan.num_carry :], strict=True):
                 stack[i] = y
+        self._after, self._in_solver = after, waits
         ys = [
             self._stack([stack[i] for i in order], aval_of(v))
             for stack, v in zip(stacks, y_vars, strict=True)

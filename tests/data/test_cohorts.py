@@ -277,6 +277,15 @@ def test_an_error_in_the_thread_is_raised_by_next_and_the_round_tried_again():
     assert_same(third, data.cohort(jax.random.fold_in(KEY, 3), 3, **OPTIONS))
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C works, also where the run began in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_while_waiting():
     data, slow = ragged(), []
 

@@ -91,22 +91,6 @@ def test_communication_that_no_output_needs_is_none():
         fad.plan(program)(1.0, clients())
 
 
-def test_a_primitive_that_cannot_be_followed_is_named():
-    def program(b, data):
-        def matvec(v):
-            return v + fad.program(lambda d: fad.mean(fad.map(lambda x: x * v, d)))(
-                data
-            )
-
-        return jax.lax.custom_linear_solve(
-            matvec, b, lambda f, b: b, transpose_solve=lambda f, b: b
-        )
-
-    message = "inside the primitive 'custom_linear_solve', which the planner cannot"
-    with pytest.raises(fad.PlanError, match=message):
-        fad.plan(program)(floats(SIZE), clients())
-
-
 LARGE = """
 import resource, sys, time
 import jax, jax.numpy as jnp
