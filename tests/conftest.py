@@ -45,6 +45,17 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    """Let XLA optimise little: what is compared is the program, and it runs once.
+
+    Where the compiled program itself is looked at, a fixture of this name turns it off.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Double precision in this test alone."""
