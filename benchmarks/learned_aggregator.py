@@ -211,16 +211,22 @@ def _table(results: dict[str, dict[str, list[Curve]]]) -> tuple[str, int]:
         ends = {label: [final(c) for c in curves] for label, curves in methods.items()}
         means = {label: statistics.fmean(xs) for label, xs in ends.items()}
         tuned, _, learned, *_ = means
+        to_beat = ends[tuned]
         won += means[learned] > means[tuned]
         for label, xs in ends.items():
             spread = statistics.stdev(xs) if len(xs) > 1 else math.nan
             text = f"{means[label]:.4f} ± {spread:.4f}"
             best = means[label] == max(means.values())
+            above = sum(x > y for x, y in zip(xs, to_beat, strict=True))
+            seeds = "" if label == tuned else f"{above} of {len(xs)}"
             lines.append(
                 f"| {name} | {FEDERATIONS[name][2]} | {label} | "
-                f"{f'**{text}**' if best else text} |"
+                f"{f'**{text}**' if best else text} | {seeds} |"
             )
-    head = "| federation | metric | method | last rounds |\n| :-- | :-- | :-- | --: |\n"
+    head = (
+        "| federation | metric | method | last rounds | seeds above FedAdam |\n"
+        "| :-- | :-- | :-- | --: | --: |\n"
+    )
     return head + "\n".join(lines), won
 
 
@@ -238,12 +244,14 @@ def _write_page(
         "learned aggregator has nothing to tune. FedAvg has the server step 1.\n\n"
         "The aggregator's design and its meta-training were settled by short trials on "
         "the first four federations, with other seeds than here; nothing had been run "
-        f"on {' and '.join(UNTOUCHED)} before both were final."
+        f"on {' and '.join(UNTOUCHED)} before both were final. The theta that is "
+        "shipped is what the first command makes, to the bit on the machine below."
     )
     result = (
         f"The learned aggregator's mean is above tuned FedAdam's on {won} of "
         f"{len(results)}. The metric is the mean of the last {WINDOW} evaluations, one "
-        f"every {EVERY} rounds; the deviation is over seeds."
+        f"every {EVERY} rounds; the deviation is over seeds. A difference within the "
+        "deviations says little."
     )
     command = (
         "```sh\npython -m algorithms meta-train configs/meta_learned.toml\n"
