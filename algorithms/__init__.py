@@ -4,21 +4,42 @@ from types import ModuleType
 
 from algorithms import (
     afl,
+    aggitd,
+    centralised_bilevel,
     fathom,
     fedavg,
+    fedbio,
     fedexp,
     fedhyper,
+    fedmbo,
+    fedmsa,
+    fednest,
     fednova,
     hypergradient_descent,
     learned_aggregator,
     learned_weights,
+    memfbo,
     per_fedavg,
     qffl,
     reptile,
     self_tuning_fedavg,
+    simfbo,
 )
 
+# Those of a task of two levels.
+BILEVEL_ALGORITHMS: dict[str, ModuleType] = {
+    "aggitd": aggitd,
+    "centralised_bilevel": centralised_bilevel,
+    "fedbio": fedbio,
+    "fedmbo": fedmbo,
+    "fedmsa": fedmsa,
+    "fednest": fednest,
+    "memfbo": memfbo,
+    "simfbo": simfbo,
+}
+
 ALGORITHMS: dict[str, ModuleType] = {
+    **BILEVEL_ALGORITHMS,
     "afl": afl,
     "fathom": fathom,
     "fedavg": fedavg,

@@ -54,12 +54,10 @@ def local_epoch(problem, solver, inner_steps, series, lr):
 
         q, (value, delta) = fad.estimators.round_means(problem, work, cohort, key)
         x = jax.tree.map(jnp.add, x, delta)
-        size = optax.tree.norm(delta) / lr  # of the local hypergradients' sum
-        residual = optax.tree.norm(q)
         metrics = {
             "upper_loss": value,
-            "hypergradient": size,
-            "lower_residual": residual,
+            "hypergradient": optax.tree.norm(delta) / lr,  # over all local steps
+            "lower_residual": optax.tree.norm(q),
         }
         return State(x, y), metrics
 
@@ -75,9 +73,8 @@ def _descend(client, x, y, lr, series, key):
         length = jax.random.randint(own, (), 0, terms)
 
     def step(x, rows):
-        batch = fad.local.Batches(
-            *jax.tree.map(lambda a: a[None], rows), batches.client
-        )
+        examples, mask = jax.tree.map(lambda a: a[None], rows)
+        batch = fad.local.Batches(examples, mask, batches.client)
         own = dataclasses.replace(client, split=client.split._replace(upper=batch))
         _, (f_x, b) = own.f_xy(x, y)
         p = _series(lambda v: own.hessian(x, y, v), b, series, length)

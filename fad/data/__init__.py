@@ -1,9 +1,13 @@
 """Data: sources, partitioners, ragged clients, cohorts, tasks."""
 
+from fad.data._bilevel_task import BilevelTask as BilevelTask
 from fad.data._cohorts import Cohorts as Cohorts
+from fad.data._compositional import compositional as compositional
 from fad.data._federated import Federated as Federated
 from fad.data._group import group_by as group_by
+from fad.data._levels import Levels as Levels
 from fad.data._load import load as load
+from fad.data._minimax import minimax as minimax
 from fad.data._partition import partition_dirichlet as partition_dirichlet
 from fad.data._partition import partition_iid as partition_iid
 from fad.data._partition import partition_shards as partition_shards

@@ -32,8 +32,17 @@ _FINITE = _Rule(
 )
 
 
-def check_values(argument: str, data: Federated) -> None:
-    """Refuse NaN, infinity and integers that a device would wrap in a task's arrays."""
+def check_values(
+    argument: str, data: Federated, *, call: str = "Task", clients: bool = False
+) -> None:
+    """Refuse NaN, infinity and integers that a device would wrap in a task's arrays.
+
+    Args:
+        argument: What is looked at, for messages.
+        data: The rows.
+        call: Whose argument it is.
+        clients: Whether to name the clients; False where the rows are the server's.
+    """
     for name, x in data.examples.items():
         rule = _rule(x.dtype)
         if rule is None:
@@ -41,17 +50,20 @@ def check_values(argument: str, data: Federated) -> None:
         rows, columns = _gaps(x, rule.usable)
         if not rows.size:
             continue
-        clients, counts = np.unique(
-            np.searchsorted(data.offsets, rows, side="right") - 1, return_counts=True
-        )
-        names = [data.names[i] if data.names else f"{i}" for i in clients]
-        held = [f"{k} ({n} of them)" for k, n in zip(names, counts, strict=True)]
-        at = "" if argument != "train" else f", at the clients {_listed(held)}"
+        at = f", at the clients {_listed(_held(data, rows))}" if clients else ""
         where = "" if x.ndim == 1 else f", in the columns {_listed(columns)}"
         raise DataError(
-            f"fad.data.Task({argument}=...): expected {rule.expected}, but {name!r} "
+            f"fad.data.{call}({argument}=...): expected {rule.expected}, but {name!r} "
             f"has {rule.came} in {rows.size} of {len(x)} rows{where}{at}. {rule.fix}"
         )
+
+
+def _held(data: Federated, rows: np.ndarray) -> list[str]:
+    """Say which clients hold the rows, and how many of them."""
+    owners = np.searchsorted(data.offsets, rows, side="right") - 1
+    numbers, counts = np.unique(owners, return_counts=True)
+    names = [data.names[i] if data.names else f"{i}" for i in numbers]
+    return [f"{k} ({n} of them)" for k, n in zip(names, counts, strict=True)]
 
 
 def _rule(dtype: np.dtype) -> _Rule | None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -18,6 +18,20 @@ from fad.placement import AtClients
 _SHUFFLE = 1
 _CALL = "Federated.cohort"
 _ALIGNMENT = 64  # bytes, what XLA asks of the memory that it shares
+# Rows whose values tell two federations of the same sizes apart.
+_ROWS = 256
+
+
+class Maker(Protocol):
+    """What makes cohorts, one per key."""
+
+    def make(self, key: jax.Array) -> AtClients[Any]:
+        """Return the cohort of a key."""
+        ...
+
+    def identity(self) -> dict[str, list[Any]]:
+        """Return what tells these cohorts from those of other clients or options."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +59,10 @@ class Recipe:
     def make(self, key: jax.Array) -> AtClients[Batches]:
         """Return the cohort of a key."""
         seed = seed_words(_CALL, key)
-        clients = self.sampling.draw(seed)
+        return AtClients(self.batches(seed, self.sampling.draw(seed)))
+
+    def batches(self, seed: list[int], clients: np.ndarray) -> Batches:
+        """Return the batches of some clients, ``[size, *]``, -1 an empty place."""
         counts = np.where(clients < 0, 0, self.counts[clients])
         steps = self._steps(int(counts.max()))
         width = steps * self.batch_size
@@ -56,7 +73,18 @@ class Recipe:
         examples = {name: _take(x, rows) for name, x in self.examples.items()}
         for x in examples.values():
             x[~mask] = 0
-        return AtClients(Batches(examples, mask, clients.astype(np.int32)))
+        return Batches(examples, mask, clients.astype(np.int32))
+
+    def identity(self) -> dict[str, list[Any]]:
+        """Return what tells these cohorts from those of other clients or options."""
+        clients: list[Any] = [self.offsets]
+        for name, x in sorted(self.examples.items()):
+            some = np.linspace(0, len(x) - 1, min(_ROWS, len(x))).astype(np.int64)
+            clients += [name, x.dtype.str, x.shape, x[some]]
+        draw = self.sampling
+        options = [draw.size, draw.replace, self.batch_size, self.epochs]
+        options += [self.bucket_growth, draw.weights, draw.chance, self.counts]
+        return {"clients": clients, "options": options}
 
     def _steps(self, count: int) -> int:
         """Return the steps of an epoch: the smallest bucket that holds ``count``."""

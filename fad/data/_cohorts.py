@@ -13,14 +13,11 @@ import numpy as np
 from fad._errors import DataError, describe
 from fad.compile._prefetch import ahead
 from fad.data._checks import natural, seed_words
-from fad.data._cohort import Recipe
-from fad.local._batches import Batches
+from fad.data._cohort import Maker
 from fad.placement import AtClients
 
-Place = Callable[[AtClients[Batches]], AtClients[Batches]]
+Place = Callable[[AtClients[Any]], AtClients[Any]]
 
-# Rows whose values tell two federations of the same sizes apart.
-_ROWS = 256
 # What a state may differ in, and what to call it.
 _SAME = {"key": "another key", "clients": "other clients", "options": "other options"}
 
@@ -53,18 +50,17 @@ class Cohorts:
     """
 
     def __init__(
-        self, recipe: Recipe, key: jax.Array, *, place: Place, prefetch: int
+        self, recipe: Maker, key: jax.Array, *, place: Place, prefetch: int
     ) -> None:
         self._recipe, self._key = recipe, key
         self._place = place
         self._prefetch = natural("Federated.cohorts", "prefetch", prefetch)
         self._identity = {
             "key": _key(key),
-            "clients": _digest(_clients(recipe)),
-            "options": _digest(_options(recipe)),
+            **{name: _digest(parts) for name, parts in recipe.identity().items()},
         }
         self._round, self._closed = 0, False
-        self._items: Generator[tuple[int, AtClients[Batches]], None, None] | None = None
+        self._items: Generator[tuple[int, AtClients[Any]], None, None] | None = None
         self._ending: weakref.finalize | None = None
 
     @property
@@ -115,7 +111,7 @@ class Cohorts:
         """Return itself."""
         return self
 
-    def __next__(self) -> AtClients[Batches]:
+    def __next__(self) -> AtClients[Any]:
         """Return the next round's cohort."""
         if self._closed:
             raise DataError(
@@ -161,8 +157,8 @@ class Cohorts:
 
 
 def _made(
-    recipe: Recipe, key: jax.Array, start: int
-) -> Generator[tuple[int, AtClients[Batches]], None, None]:
+    recipe: Maker, key: jax.Array, start: int
+) -> Generator[tuple[int, AtClients[Any]], None, None]:
     for t in itertools.count(start + 1):
         yield t, recipe.make(jax.random.fold_in(key, t))
 
@@ -177,20 +173,6 @@ def _key(key: jax.Array) -> np.ndarray:
     if len(words) > 2 and jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key):
         words.append(zlib.crc32(str(jax.random.key_impl(key)).encode()))
     return np.array(words, np.uint32)
-
-
-def _clients(recipe: Recipe) -> list[Any]:
-    parts: list[Any] = [recipe.offsets]
-    for name, x in sorted(recipe.examples.items()):
-        some = np.linspace(0, len(x) - 1, min(_ROWS, len(x))).astype(np.int64)
-        parts += [name, x.dtype.str, x.shape, x[some]]
-    return parts
-
-
-def _options(recipe: Recipe) -> list[Any]:
-    draw = recipe.sampling
-    options = [draw.size, draw.replace, recipe.batch_size, recipe.epochs]
-    return [*options, recipe.bucket_growth, draw.weights, draw.chance, recipe.counts]
 
 
 def _digest(parts: list[Any]) -> np.ndarray:

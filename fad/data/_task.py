@@ -67,7 +67,7 @@ class Task:
 
     def __post_init__(self) -> None:
         """Check that all hold examples of one kind."""
-        check_values("train", self.train)
+        check_values("train", self.train, clients=True)
         for name in ("test", "validation"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, self._checked(name))

@@ -1,5 +1,7 @@
 """Experiments: configuration, run loop, metrics, checkpoints, figures, comparisons."""
 
+from fad.experiment._bilevel_config import BilevelConfig as BilevelConfig
+from fad.experiment._bilevel_task import make_bilevel_task as make_bilevel_task
 from fad.experiment._cli import main as main
 from fad.experiment._compare import compare as compare
 from fad.experiment._comparison import Comparison as Comparison

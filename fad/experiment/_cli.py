@@ -17,7 +17,7 @@ from fad.experiment._plan import plan_step, run_text, save_figure
 from fad.experiment._processes import leads
 from fad.experiment._report import print_report
 from fad.experiment._run import run
-from fad.experiment._task import make_task
+from fad.experiment._tasks import build
 
 _PROGRAM = "python -m algorithms"
 _COMMANDS = {
@@ -149,7 +149,7 @@ def _experiment(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> N
     experiment, options = _with_flags(loaded, RunOptions(), flags, path)
     if options.distributed:
         distributed.initialize()
-    algorithm, task = _build(algorithms, experiment)
+    algorithm, task = build(algorithms, experiment)
     result = run(
         experiment,
         algorithm,
@@ -171,19 +171,13 @@ def _plan(algorithms: Mapping[str, Any], path: str, flags: list[str]) -> None:
     """Print what one step and the whole run will cost."""
     loaded = load(path, algorithms)
     experiment, options = _with_flags(loaded, PlanOptions(), flags, f"plan {path}")
-    algorithm, task = _build(algorithms, experiment)
+    algorithm, task = build(algorithms, experiment)
     step = plan_step(experiment, algorithm, task)
     print(f"{experiment.name}, one step of {_name(experiment)}\n\n{step}\n")
     print(run_text(experiment, step, task.train.num_clients))
     if options.figure:
         save_figure(step, options.figure)
         print(f"wrote {options.figure}")
-
-
-def _build(algorithms: Mapping[str, Any], experiment: Experiment) -> tuple[Any, Any]:
-    """Return the algorithm and the task of an experiment."""
-    task = make_task(experiment.data, experiment.model)
-    return algorithms[_name(experiment)].build(experiment.algorithm, task), task
 
 
 def _name(experiment: Experiment) -> str:
@@ -239,7 +233,11 @@ def _parse(schema: Any, default: Any, flags: list[str], program: str) -> Any:
     """Read the flags; a value that the schema refuses is an error as in a file."""
     tyro = require("tyro")
     try:
-        return tyro.cli(schema, default=default, args=flags, prog=program)
+        # A table that may be absent is one where the file has it, not a subcommand.
+        config = (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(
+            schema, default=default, args=flags, prog=program, config=config
+        )
     except ValueError as error:
         raise ConfigError(f"flags {' '.join(flags)}: {error}") from None
 

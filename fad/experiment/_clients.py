@@ -48,10 +48,10 @@ def clients_and_held_out(
         share = data.validation_fraction
         train, validation = _hold_out(train, source.kind, data, share)
     if data.partition != "natural":
-        rows = train.pooled()
+        rows = _unequal(train.pooled(), source, data)
         train = Federated.from_indices(rows, _parts(rows, data))
     if data.label_noise:
-        train = _with_noise(train, source, data)
+        train = with_noise(train, source, data)
     if data.length != DataConfig.length and source.kind != "characters":
         raise ConfigError("data.length: this set has no text to cut into windows")
     names = sorted(set(test) & {"x", "y"})
@@ -64,8 +64,34 @@ def clients_and_held_out(
     return train, test, validation
 
 
-def _with_noise(clients: Federated, source: Source, data: DataConfig) -> Federated:
-    """Replace labels, at all clients or at a share of them."""
+def _unequal(rows: Examples, source: Source, data: DataConfig) -> Examples:
+    """Keep so many examples of each class as asked for, or all."""
+    if data.class_sizes is None:
+        return rows
+    if source.kind != "classes" or len(data.class_sizes) != source.outputs:
+        there = source.outputs if source.kind == "classes" else "no"
+        raise ConfigError(
+            f"data.class_sizes: expected one size per class; got "
+            f"{len(data.class_sizes)}, but this set has {there} classes"
+        )
+    kept = fad_data.imbalance(rows["y"], data.class_sizes, clip=True, seed=data.seed)
+    return {name: x[kept] for name, x in rows.items()}
+
+
+def with_noise(clients: Federated, source: Source, data: DataConfig) -> Federated:
+    """Replace labels, at all clients or at a share of them.
+
+    Args:
+        clients: The clients.
+        source: The set.
+        data: The configuration, which says how many labels, and at whom.
+
+    Returns:
+        The clients with the new labels.
+
+    Raises:
+        ConfigError: The set has no classes.
+    """
     if source.kind != "classes":
         raise ConfigError("data.label_noise: this set has no class labels")
     shares = np.full(clients.num_clients, data.label_noise)

@@ -10,7 +10,8 @@ from fad.experiment._config import Experiment
 
 
 def cohort_options(experiment: Experiment, num_clients: int) -> dict[str, Any]:
-    """Return the options of ``Federated.cohort`` that an experiment sets."""
+    """Return the options of the task's ``train.cohort`` that an experiment sets."""
+    bilevel = experiment.bilevel
     available = None
     if experiment.availability < 1:
         available = np.full(num_clients, experiment.availability)
@@ -21,6 +22,7 @@ def cohort_options(experiment: Experiment, num_clients: int) -> dict[str, Any]:
         "replace": experiment.replace,
         "max_examples": experiment.max_examples,
         "available": available,
+        **({} if bilevel is None else bilevel.cohort_options()),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fad.experiment import _toml
 from fad.experiment._comparison import Comparison, Entry, slug
-from fad.experiment._config import Experiment, algorithm_name, load
+from fad.experiment._config import Experiment, load
 from fad.experiment._disk import writing
 from fad.experiment._figure import Curve, plot
 from fad.experiment._folder import check_new
@@ -27,7 +27,7 @@ from fad.experiment._table import (
     tabulate,
     target_level,
 )
-from fad.experiment._task import make_task
+from fad.experiment._tasks import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,12 +173,11 @@ def _run_point(
 ) -> Run:
     """Run one experiment in its folder."""
     experiment = point.experiment
-    task = make_task(experiment.data, experiment.model)
-    name = algorithm_name(type(experiment.algorithm))
+    algorithm, task = build(algorithms, experiment)
     try:
         result = run(
             dataclasses.replace(experiment, name=point.folder),
-            algorithms[name].build(experiment.algorithm, task),
+            algorithm,
             task,
             folder,
             resume=resume and (folder / "config.toml").exists(),

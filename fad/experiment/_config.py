@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from fad._errors import ConfigError, nearest
 from fad.experiment import _toml
+from fad.experiment._bilevel_config import BilevelConfig
 from fad.experiment._task_config import DataConfig, ModelConfig, at_least
 
 A = TypeVar("A")
@@ -40,6 +41,7 @@ class Experiment(Generic[A]):
         algorithm: Options of the algorithm; the file's ``[algorithm] name`` chooses it.
         data: Options of the data.
         model: Options of the model.
+        bilevel: Options of a problem of two levels; without it there is one.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Experiment(Generic[A]):
     algorithm: A
     data: DataConfig
     model: ModelConfig
+    bilevel: BilevelConfig | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -69,11 +72,13 @@ class Experiment(Generic[A]):
         at_least(self, 0, "seed")
         at_least(self, 1, "rounds", "eval_every", "checkpoint_every")
         at_least(self, 1, "cohort", "batch_size", "epochs")
-        if self.sampling == "size" and self._weighs_by_examples():
-            raise ValueError(
-                'sampling = "size" weighs clients by their examples already: set '
-                'algorithm.weighting = "uniform"'
-            )
+        for table in ("algorithm", "bilevel"):
+            weighting = getattr(getattr(self, table), "weighting", None)
+            if self.sampling == "size" and weighting == "examples":
+                raise ValueError(
+                    'sampling = "size" weighs clients by their examples already: set '
+                    f'{table}.weighting = "uniform"'
+                )
         for name in ("chunk", "max_examples"):
             if isinstance(getattr(self, name), int):
                 at_least(self, 1, name)
@@ -84,9 +89,6 @@ class Experiment(Generic[A]):
                 f"cohort must be <= data.clients, got cohort = {self.cohort} and "
                 f"data.clients = {self.data.clients}"
             )
-
-    def _weighs_by_examples(self) -> bool:
-        return getattr(self.algorithm, "weighting", None) == "examples"
 
 
 def load(

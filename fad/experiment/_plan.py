@@ -20,7 +20,7 @@ def plan_step(experiment: Experiment, algorithm: Any, task: Any) -> Plan:
     Args:
         experiment: The size of the cohort and its batches.
         algorithm: The ``fad.Algorithm``.
-        task: The ``fad.data.Task``.
+        task: The ``fad.data.Task`` or ``fad.data.BilevelTask``.
 
     Returns:
         The plan of ``algorithm.step``.

@@ -51,7 +51,8 @@ class RunResult:
 
     Attributes:
         folder: The run folder.
-        state: The algorithm's last state; ``state.params`` is the model.
+        state: The algorithm's last state; ``state.params`` is the model, of two levels
+            ``(x, y)``.
         rows: The rows of ``metrics.jsonl``, one a round.
     """
 
@@ -80,7 +81,7 @@ def run(
     Args:
         experiment: Length of training, cohorts, seed.
         algorithm: The ``fad.Algorithm``.
-        task: The ``fad.data.Task``.
+        task: The ``fad.data.Task`` or ``fad.data.BilevelTask``.
         folder: The run folder.
         resume: Continue the run in the folder; only ``rounds`` may have grown.
         overwrite: Replace the run in the folder.

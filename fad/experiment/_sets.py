@@ -23,6 +23,7 @@ _CLIENTS = {
 _LEARNT = ("image", "label", "text", "x", "target", "features")
 # How many clients Synthetic(alpha, beta) has unless told otherwise.
 _SYNTHETIC = 30
+_BLOCK = 4096  # rows of pixels
 # FLamby's choice (Ogier du Terrail et al., 2022): the last three columns are mostly
 # missing outside Cleveland.
 _HEART_COLUMNS, _CHOLESTEROL = 10, 4
@@ -40,6 +41,8 @@ class Source:
             real values ``[N]``.
         outputs: The number of classes, of characters, or 1.
         scale: What pixels ``x`` are divided by; None where ``x`` are no pixels.
+        moments: Mean and deviation of the scaled pixels, to be brought to 0 and 1; None
+            to leave them.
         standardise: Whether the columns of ``x`` are brought to mean 0 and deviation 1,
             and NaN to 0, by the training examples' mean and deviation.
     """
@@ -49,6 +52,7 @@ class Source:
     kind: Literal["classes", "characters", "values"]
     outputs: int
     scale: float | None = None
+    moments: tuple[float, float] | None = None
     standardise: bool = False
 
 
@@ -63,10 +67,34 @@ def read(data: DataConfig) -> Source:
 
     Raises:
         ConfigError: The set has no clients of its own, though asked for; they are of
-            a column that is learnt from; or the set holds nothing that the ready-made
-            tasks learn from.
+            a column that is learnt from; the set holds nothing that the ready-made
+            tasks learn from; or no pixels to standardise.
         DataError: The set is not there.
     """
+    source = _read(data)
+    if not data.standardise:
+        return source
+    if source.scale is None:
+        raise ConfigError(
+            f"data.standardise: {data.set!r} has no pixels; leave it out. Columns of "
+            "tables are brought to mean 0 and deviation 1 without it."
+        )
+    mean, deviation = _moments(source.clients.examples["x"])
+    moments = mean / source.scale, deviation / source.scale
+    return dataclasses.replace(source, moments=moments)
+
+
+def _moments(pixels: np.ndarray) -> tuple[float, float]:
+    """Return mean and deviation, some rows at a time: no large copy is made."""
+    total = squares = 0.0
+    for start in range(0, len(pixels), _BLOCK):
+        block = pixels[start : start + _BLOCK].astype(np.float64)
+        total, squares = total + block.sum(), squares + (block**2).sum()
+    mean = total / pixels.size
+    return float(mean), float(np.sqrt(squares / pixels.size - mean**2))
+
+
+def _read(data: DataConfig) -> Source:
     if data.set == "synthetic":
         natural = data.clients if data.partition == "natural" else None
         clients = fad_data.synthetic(

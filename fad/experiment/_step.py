@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fad._strong import strong
+from fad.data import BilevelTask
 
 # Test examples evaluated at once, so that memory does not grow with the test set: a
 # convolution holds some megabytes of each.
@@ -43,33 +44,44 @@ def evaluate(task: Any, params: Any, examples: Any) -> dict[str, float]:
     Compiled once per task.
 
     Args:
-        task: The ``fad.data.Task``.
-        params: The model.
+        task: The ``fad.data.Task`` or ``fad.data.BilevelTask``.
+        params: The model; of two levels, ``(x, y)``.
         examples: Arrays ``[N, *]``.
 
     Returns:
         The metrics by name.
     """
+    model = _model(task, params)
     count = len(jax.tree.leaves(examples)[0])
     sums: dict[str, float] = {}
     for start in range(0, count, EVAL_BATCH):
         rows = slice(start, start + EVAL_BATCH)
         batch = jax.tree.map(lambda x, rows=rows: x[rows], examples)
-        for name, x in jax.device_get(_sums(task.metrics, params, batch)).items():
+        for name, x in jax.device_get(_sums(task.metrics, model, batch)).items():
             sums[name] = sums.get(name, 0.0) + float(x)
     means = {name: x / count for name, x in sums.items()}
-    of_set = {k: float(f(params, examples)) for k, f in task.set_metrics.items()}
+    of_set = {k: float(f(*model, examples)) for k, f in task.set_metrics.items()}
     return means | of_set
 
 
 def test_names(task: Any, params: Any, examples: Any) -> set[str]:
     """Return the names of what ``evaluate`` gives, without computing it."""
-    return {*jax.eval_shape(task.metrics, params, examples), *task.set_metrics}
+    return {
+        *jax.eval_shape(task.metrics, *_model(task, params), examples),
+        *task.set_metrics,
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(metrics: Callable, params: Any, examples: Any) -> dict[str, jax.Array]:
-    return {k: x.sum() for k, x in metrics(params, examples).items()}
+def _sums(
+    metrics: Callable, model: tuple[Any, ...], examples: Any
+) -> dict[str, jax.Array]:
+    return {k: x.sum() for k, x in metrics(*model, examples).items()}
+
+
+def _model(task: Any, params: Any) -> tuple[Any, ...]:
+    """Return what a task's metrics take before the examples."""
+    return params if isinstance(task, BilevelTask) else (params,)
 
 
 def round_cost(step: Callable, *args: Any) -> tuple[int, int]:

@@ -1,6 +1,5 @@
 """The task that a configuration describes: its clients, model, loss and metrics."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -13,6 +12,7 @@ from fad import data as fad_data
 from fad.data._task import SetMetric
 from fad.experiment._clients import clients_and_held_out
 from fad.experiment._lazy import require
+from fad.experiment._network import for_model, network, rows_for
 from fad.experiment._sets import Source, read
 from fad.experiment._step import EVAL_BATCH
 from fad.experiment._task_config import DataConfig, ModelConfig
@@ -46,26 +46,12 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
     """
     source = read(data)
     train, test, validation = clients_and_held_out(source, data)
-    make = require("fad.models").make
-    options = model.options()
-    if model.name == "char_transformer":
-        options["length"] = data.length
-    net = make(model.name, classes=source.outputs, **options)
-    if model.norm == "static_batch":
-        train = dataclasses.replace(train, examples=_with_real(train.examples))
-        test = _with_real(test)
-        validation = None if validation is None else _with_real(validation)
-    row = train.examples["x"][:1]
-
-    def init(key: jax.Array) -> Any:
-        return net.init(key, _features(row, source))["params"]
-
-    def outputs(params: Any, examples: dict[str, Any]) -> jax.Array:
-        mask = [examples["real"]] if "real" in examples else []
-        return net.apply({"params": params}, _features(examples["x"], source), *mask)
+    train, test = for_model(model, train), rows_for(model, test)
+    validation = None if validation is None else rows_for(model, validation)
+    net = network(source, data, model, train)
 
     def metrics(params: Any, examples: dict[str, Any]) -> dict[str, jax.Array]:
-        return _METRICS[source.kind](outputs(params, examples), examples["y"])
+        return _METRICS[source.kind](net.outputs(params, examples), examples["y"])
 
     def loss(params: Any, examples: dict[str, Any]) -> jax.Array:
         return metrics(params, examples)["loss"]
@@ -75,25 +61,15 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
         train=train,
         test=test,
         validation=validation,
-        init=init,
+        init=net.init,
         loss=loss,
         metrics=metrics,
-        set_metrics={"auc": _auc(outputs)} if _two_classes(source) else {},
+        set_metrics={"auc": _auc(net.outputs)} if _two_classes(source) else {},
     )
 
 
-def _with_real(examples: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Mark real rows, which batch statistics need to know: padding is False."""
-    return {**examples, "real": np.ones(len(examples["y"]), bool)}
-
-
-def _features(x: Any, source: Source) -> jax.Array:
-    """Return pixels as numbers in [0, 1], and anything else as it is."""
-    x = jnp.asarray(x)
-    return x if source.scale is None else x.astype(jnp.float32) / source.scale
-
-
-def _class_metrics(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+def class_metrics(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """Return accuracy and cross-entropy per example: ``[batch, C] -> [batch]``."""
     return {
         "accuracy": (logits.argmax(-1) == y).astype(jnp.float32),
         "loss": optax.softmax_cross_entropy_with_integer_labels(logits, y),
@@ -104,7 +80,7 @@ def _character_metrics(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     """Average over a window: ``[batch, length] -> [batch]``; 0 is padding."""
     real = (y > 0).astype(logits.dtype)
     count = jnp.maximum(real.sum(axis=1), 1)
-    each = _class_metrics(logits, y)
+    each = class_metrics(logits, y)
     return {name: (real * x).sum(axis=1) / count for name, x in each.items()}
 
 
@@ -113,7 +89,7 @@ def _value_metrics(predicted: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
 
 
 _METRICS = {
-    "classes": _class_metrics,
+    "classes": class_metrics,
     "characters": _character_metrics,
     "values": _value_metrics,
 }

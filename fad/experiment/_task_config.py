@@ -60,8 +60,13 @@ class DataConfig:
         min_examples: Natural clients with fewer examples are left out, of the test too.
         test_fraction: Share of every natural client's examples (else of all) held out
             for the test, where the set has no test split.
+        class_sizes: At most how many training examples of each class there are, which
+            makes the classes unequal; the test and the validation keep theirs.
+        standardise: Whether pixels are brought to mean 0 and deviation 1, one of each
+            for all pixels of the train split; without it they are in [0, 1].
         length: Characters of a window of text.
-        label_noise: Share of the training labels replaced by others.
+        label_noise: Share of the training labels replaced by others; with two levels,
+            of the lower level's.
         noisy_clients: Share of the clients that the noise is at, drawn by the seed.
         validation_fraction: Share of the training examples that the server holds, taken
             before the noise and stratified as the test; 0 for none.
@@ -81,6 +86,8 @@ class DataConfig:
     sigma: float = 1.0
     min_examples: int = 0
     test_fraction: float = 0.2
+    class_sizes: tuple[int, ...] | None = None
+    standardise: bool = False
     length: int = 80
     label_noise: float = 0.0
     noisy_clients: float = 1.0
@@ -118,9 +125,19 @@ class DataConfig:
             raise ValueError(f"noisy_clients must be in [0, 1], got {got}")
         if self.noisy_clients < 1 and not self.label_noise:
             raise ValueError("noisy_clients needs a label_noise above 0")
+        self._check_class_sizes()
         if not 0 <= self.validation_fraction < 1:
             got = self.validation_fraction
             raise ValueError(f"validation_fraction must be in [0, 1), got {got}")
+
+    def _check_class_sizes(self) -> None:
+        if self.class_sizes is None:
+            return
+        if self.partition == "natural":
+            raise ValueError("class_sizes is not for a natural partition")
+        if min(self.class_sizes, default=0) < 1:
+            got = list(self.class_sizes)
+            raise ValueError(f"class_sizes must be >= 1, got {got}")
 
     def _check_options(self) -> None:
         """Refuse what would have no effect, but for alpha, which two kinds share."""
@@ -146,8 +163,8 @@ class ModelConfig:
 
     Attributes:
         name: ``mlp`` (ReLU layers); ``logistic`` (one linear layer); ``fednest_mlp``,
-            here without dropout; ``fedavg_cnn``; ``fedsep_cnn``; ``resnet18``;
-            ``char_lstm``; ``char_transformer``.
+            whose dropout happens in tasks of two levels alone; ``fedavg_cnn``;
+            ``fedsep_cnn``; ``resnet18``; ``char_lstm``; ``char_transformer``.
         hidden: Widths of the hidden layers of ``mlp``.
         width: Width of any other model but ``logistic``.
         layers: Layers of the models of text.

@@ -1,6 +1,7 @@
 """FedNest, its variants, and FBO-AggITD on heterogeneous quadratics."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ import fad
 from algorithms import aggitd, fednest
 from tests.estimators.bilevel_truth import X, Y, implicit, make_data, series, upper
 
-pytestmark = pytest.mark.usefixtures("x64")
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
+CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 LRS = {"lower_lr": 0.3, "upper_lr": 0.2}
 
 
@@ -35,6 +36,7 @@ def setting(heterogeneity=1.0, steps=1, clients=4):
 def run(algorithm, cohort, epochs):
     key = jax.random.key(0)
     state, step = algorithm.init(key), jax.jit(algorithm.step)
+    metrics = {}
     for t in range(epochs):
         state, metrics = step(state, cohort, jax.random.fold_in(key, t))
     return state, metrics

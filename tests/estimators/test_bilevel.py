@@ -1,5 +1,7 @@
 """Bilevel estimators against their closed forms on heterogeneous quadratics."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from tests.estimators.bilevel_truth import (
 
 E = fad.estimators
 pytestmark = pytest.mark.usefixtures("x64")
-CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 KINDS = pytest.mark.parametrize("heterogeneity", [0.0, 1.0])
 
 
@@ -141,9 +143,9 @@ def test_a_fixed_point_goes_on_from_the_last_estimate():
     x = jnp.asarray(X)
     state = estimator.init(x, jnp.asarray(Y), _first(cohorts))
     estimate = jax.jit(estimator.estimate)
+    found = estimate(x, state, cohorts, None)
     for _ in range(200):
-        found = estimate(x, state, cohorts, None)
-        state = found.state
+        found = estimate(x, found.state, cohorts, None)
     want = data.hypergradient(X)
     np.testing.assert_allclose(found.hypergradient, want, **CLOSE)
 

@@ -1,5 +1,7 @@
 """What bilevel estimators refuse, and what they warn of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import fad
 from tests.estimators.bilevel_truth import LR, X, Y, make_data, run
 
-E = fad.estimators
+E: Any = fad.estimators
 pytestmark = pytest.mark.usefixtures("x64")
 
 

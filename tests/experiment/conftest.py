@@ -1,6 +1,6 @@
 import pytest
 
-from fad.experiment import _cli, _compare, _run
+from fad.experiment import _run, _tasks
 from tests.experiment import fakes
 
 
@@ -13,8 +13,7 @@ def fake_cost(monkeypatch):
 @pytest.fixture
 def fake_task(monkeypatch):
     task = fakes.FakeTask()
-    for module in (_compare, _cli):
-        monkeypatch.setattr(module, "make_task", lambda data, model: task)
+    monkeypatch.setattr(_tasks, "make_task", lambda data, model: task)
     return task
 
 

@@ -82,7 +82,7 @@ def replaced(old: str, new: str) -> str:
         (
             replaced("rounds = 6", "rounds = 6\nepoch = 1"),
             "x.toml: epoch: unknown key. Did you mean 'epochs'? Known keys: algorithm, "
-            "availability, batch_size, checkpoint_every, chunk, cohort, data, epochs, ",
+            "availability, batch_size, bilevel, checkpoint_every, chunk, cohort, data",
         ),
         (
             replaced("clients = 4", "clients = 4\nalpa = 1.0"),
@@ -236,6 +236,14 @@ def replaced(old: str, new: str) -> str:
         (
             replaced("clients = 4", "clients = 4\nvalidation_fraction = 1"),
             "x.toml: [data]: validation_fraction must be in [0, 1), got 1.0",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\nclass_sizes = [3, 0]"),
+            "x.toml: [data]: class_sizes must be >= 1, got [3, 0]",
+        ),
+        (
+            replaced("clients = 4", 'partition = "natural"\nclass_sizes = [3]'),
+            "x.toml: [data]: class_sizes is not for a natural partition",
         ),
         (
             replaced("cohort = 2", "cohort = 2\navailability = 0"),

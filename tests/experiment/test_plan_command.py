@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from algorithms import ALGORITHMS
-from fad.experiment import _cli, load, main, make_task
+from fad.experiment import _tasks, load, main, make_task
 from fad.experiment._plan import plan_step
 from tests.experiment import fakes
 
@@ -140,7 +140,7 @@ def test_message(capsys, argv, message):
 
 
 def test_an_algorithm_that_communicates_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_cli, "make_task", lambda data, model: fakes.FakeTask())
+    monkeypatch.setattr(_tasks, "make_task", lambda data, model: fakes.FakeTask())
     path = tmp_path / "toy.toml"
     path.write_text(fakes.TOML)
     err = fails(capsys, ["plan", str(path)], fakes.ALGORITHMS)

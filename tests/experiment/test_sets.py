@@ -9,7 +9,13 @@ import pytest
 from fad import ConfigError
 from fad import data as fad_data
 from fad.data import Federated
-from fad.experiment import DataConfig, ModelConfig, make_task
+from fad.experiment import (
+    BilevelConfig,
+    DataConfig,
+    ModelConfig,
+    make_bilevel_task,
+    make_task,
+)
 from fad.experiment._sets import read
 
 
@@ -68,6 +74,58 @@ def test_images_keep_their_bytes_and_their_own_test_split(stored):
     assert source.test is not None
     assert len(source.test["y"]) == 6
     assert (source.kind, source.outputs, source.scale) == ("classes", 3, 255.0)
+
+
+def test_standardised_pixels_have_the_train_splits_moments(stored):
+    train = _images(30)
+    stored["toy"] = {"train": train, "test": _images(6)}
+    data = DataConfig(set="toy", clients=3, standardise=True)
+    moments = read(data).moments
+    assert moments is not None
+    pixels = train["image"] / 255
+    np.testing.assert_allclose(moments, (pixels.mean(), pixels.std()), rtol=1e-6)
+    task = make_task(data, ModelConfig(name="logistic"))
+    weights = _linear(16, 3)
+    weights["Dense_0"]["kernel"][:, 0] = 1
+    rows = {"x": train["image"], "y": np.zeros(30, np.int32)}
+    score = ((pixels - pixels.mean()) / pixels.std()).reshape(30, -1).sum(1)
+    loss = np.log(1 + 2 * np.exp(-score))
+    np.testing.assert_allclose(task.loss(weights, rows), loss, rtol=1e-4, atol=1e-6)
+
+
+def test_standardise_is_for_pixels(stored):
+    stored["toy"] = {"train": {"x": np.ones((4, 2)), "label": np.arange(4) % 2}}
+    match = r"data\.standardise: 'toy' has no pixels; leave it out\. Columns of tables"
+    with pytest.raises(ConfigError, match=match):
+        read(DataConfig(set="toy", clients=2, standardise=True))
+    match = r"data\.standardise: 'synthetic' has no pixels; leave it out"
+    with pytest.raises(ConfigError, match=match):
+        read(DataConfig(set="synthetic", clients=2, standardise=True))
+
+
+def test_class_sizes_leave_the_server_its_examples(stored):
+    stored["toy"] = {"train": _images(30), "test": _images(9)}
+    data = DataConfig(set="toy", clients=2, class_sizes=(9, 4, 2))
+    data = dataclasses.replace(data, validation_fraction=0.2)
+    task = make_task(data, ModelConfig(name="logistic"))
+    assert np.bincount(task.train.examples["y"]).tolist() == [8, 4, 2]
+    assert task.validation is not None
+    assert np.bincount(task.validation["y"]).tolist() == [2, 2, 2]
+    assert np.bincount(task.test["y"]).tolist() == [3, 3, 3]
+
+
+def test_class_sizes_and_two_levels_are_for_classes(stored):
+    rows = {"x": np.ones((9, 2)), "target": np.arange(9.0)}
+    stored["toy"] = {"train": rows}
+    data, model = DataConfig(set="toy", clients=2), ModelConfig(name="logistic")
+    match = (
+        r"data\.class_sizes: expected one size per class; .* this set has no classes"
+    )
+    with pytest.raises(ConfigError, match=match):
+        make_task(dataclasses.replace(data, class_sizes=(3,)), model)
+    match = r"bilevel\.task: 'imbalance' learns classes, which 'toy' does not have"
+    with pytest.raises(ConfigError, match=match):
+        make_bilevel_task(data, model, BilevelConfig(task="imbalance"))
 
 
 def test_pixels_reach_the_model_between_0_and_1(stored):
