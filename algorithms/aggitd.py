@@ -39,6 +39,7 @@ def aggitd(
     init_y: Callable[[jax.Array], Any],
     *,
     inner_steps: int = 5,
+    passes: int = 1,
     lower_lr: float,
     upper_lr: float,
     step: float | None = None,
@@ -51,9 +52,10 @@ def aggitd(
         init_x: ``init_x(key) -> x``.
         init_y: ``init_y(key) -> y``.
         inner_steps: The lower level's steps N of an epoch.
+        passes: How often a client goes through its lower batches in a step.
         lower_lr: The clients' step beta, one per lower batch.
         upper_lr: The clients' step alpha, one per upper batch.
-        step: The recursion's; beta times the number of lower batches without it.
+        step: The recursion's; beta times a client's local steps without it.
         form: ``sum``, or ``random``: the paper's, of a random step of the N.
 
     Returns:
@@ -61,7 +63,7 @@ def aggitd(
         metrics are ``upper_loss``, the upper objective that the epoch's estimate is of,
         ``hypergradient``, its norm, and ``lower_residual``, the lower gradient's norm.
     """
-    options = {"lr": lower_lr, "step": step, "form": form}
+    options = {"lr": lower_lr, "passes": passes, "step": step, "form": form}
     estimator = fad.estimators.aggitd(problem, steps=inner_steps, **options)
 
     def init(key):
@@ -88,6 +90,7 @@ class Config:
     """The options of FBO-AggITD."""
 
     inner_steps: int = 5
+    passes: int = 1
     lower_lr: float = 0.01
     upper_lr: float = 0.01
     step: float | None = None
@@ -96,7 +99,7 @@ class Config:
     def __post_init__(self):
         """Check the ranges."""
         check_range(self, "(0, inf)", "lower_lr", "upper_lr")
-        check_range(self, "[1, inf)", "inner_steps")
+        check_range(self, "[1, inf)", "inner_steps", "passes")
         if self.step is not None:
             check_range(self, "(0, inf)", "step")
 

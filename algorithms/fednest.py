@@ -53,6 +53,7 @@ def fednest(
     *,
     variant: Variant = "fednest",
     inner_steps: int = 1,
+    passes: int = 1,
     terms: int = 5,
     lower_lr: float,
     upper_lr: float,
@@ -67,6 +68,7 @@ def fednest(
         init_y: ``init_y(key) -> y``.
         variant: What is corrected globally.
         inner_steps: The lower level's steps T of an epoch.
+        passes: How often a client goes through its lower batches in a step.
         terms: Products N with the lower Hessian.
         lower_lr: The clients' step beta, one per lower batch.
         upper_lr: The clients' step alpha, one per upper batch.
@@ -81,7 +83,7 @@ def fednest(
     """
     svrg = variant in ("fednest", "lfednest-svrg")
     solver = (fad.solvers.svrg if svrg else fad.solvers.fedavg)(
-        lower_lr, weighting=problem.weighting
+        lower_lr, weighting=problem.weighting, passes=passes
     )
     outer = _global if variant in ("fednest", "fednest-sgd") else local_epoch
     series = {"terms": terms, "step": neumann_step, "random": random}
@@ -146,6 +148,7 @@ class Config:
 
     variant: Variant = "fednest"
     inner_steps: int = 1
+    passes: int = 1
     terms: int = 5
     lower_lr: float = 0.01
     upper_lr: float = 0.01
@@ -155,7 +158,7 @@ class Config:
     def __post_init__(self):
         """Check the ranges."""
         check_range(self, "(0, inf)", "lower_lr", "upper_lr", "neumann_step")
-        check_range(self, "[1, inf)", "inner_steps", "terms")
+        check_range(self, "[1, inf)", "inner_steps", "passes", "terms")
 
 
 def build(config: Config, task: Any) -> fad.Algorithm:

@@ -18,7 +18,7 @@ from fad.estimators._checks import check_count
 from fad.estimators._itd import fold
 from fad.estimators._vectors import add, dot, norm, times, zeros
 from fad.solvers import corrected_round
-from fad.solvers._checks import check_lr
+from fad.solvers._checks import check_lr, check_passes
 
 _FORMS = ("sum", "random")
 
@@ -34,6 +34,7 @@ def aggitd(
     *,
     steps: int,
     lr: Any,
+    passes: int = 1,
     step: Any = None,
     form: Literal["sum", "random"] = "sum",
 ) -> BilevelEstimator:
@@ -58,8 +59,9 @@ def aggitd(
         problem: The problem.
         steps: N, at least 1.
         lr: The clients' step in the lower level, one per batch; a number or ``[]``.
-        step: The recursion's step: ``lr`` times the number of batches without it, which
-            is how far a client's pass goes.
+        passes: How often clients go through their batches in a step, at least 1.
+        step: The recursion's step: ``lr`` times the batches of all passes without it,
+            which is how far a client's local steps go.
         form: ``"sum"`` or ``"random"``.
 
     Returns:
@@ -89,7 +91,7 @@ def aggitd(
     call = "fad.estimators.aggitd"
     check_problem(call, problem)
     steps = check_count(call, "steps", steps, least=1)
-    lr = check_lr(call, "lr", lr)
+    lr, passes = check_lr(call, "lr", lr), check_passes(call, passes)
     step = None if step is None else check_lr(call, "step", step)
     if form not in _FORMS:
         raise FadError(
@@ -98,7 +100,7 @@ def aggitd(
     return make_estimator(
         call,
         lambda x, y, cohort: State(y),
-        _AggItd(problem, steps, lr, step, form),
+        _AggItd(problem, steps, lr, passes, step, form),
         target="bilevel",
         bias=f"that of y after {steps} steps, and of P, which follows it",
         draws=steps + 1,
@@ -112,6 +114,7 @@ class _AggItd(NamedTuple):
     problem: Bilevel
     steps: int
     lr: Any
+    passes: int
     step: Any
     form: str
 
@@ -154,7 +157,7 @@ class _AggItd(NamedTuple):
 
         (q, hp), b = round_means(problem, first, cohort, own)
         batches = jax.tree.leaves(cohort.lower.mask)[0].shape[1]
-        step = self.lr * batches if self.step is None else self.step
+        step = self.lr * batches * self.passes if self.step is None else self.step
         if self.form == "sum":
             p = add(p, add(hp, b, -1), -step)
         else:
@@ -164,5 +167,5 @@ class _AggItd(NamedTuple):
         def loss(y: Any, *examples: Any) -> jax.Array:
             return problem.lower(x, y, *examples)
 
-        options = {"lr": self.lr, "weighting": problem.weighting}
-        return corrected_round(loss, y, q, cohort.lower, own, **options), p
+        options = {"weighting": problem.weighting, "passes": self.passes}
+        return corrected_round(loss, y, q, cohort.lower, own, lr=self.lr, **options), p

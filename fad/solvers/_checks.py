@@ -1,6 +1,7 @@
 """The arguments of solvers, checked by path."""
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,13 @@ def check_lr(call: str, name: str, lr: Any) -> Any:
         f"{call}: {name} is {describe(lr)}; expected a positive, finite number or a "
         "real scalar array. Pass one step size, such as 0.1."
     )
+
+
+def check_passes(call: str, passes: Any) -> int:
+    """Return a number of passes, an int of at least 1."""
+    if isinstance(passes, bool) or not hasattr(passes, "__index__") or passes < 1:
+        raise FadError(f"{call}: expected passes to be an int >= 1, got {passes!r}.")
+    return operator.index(passes)
 
 
 def check_choice(call: str, name: str, value: Any, known: Iterable[str]) -> Any:

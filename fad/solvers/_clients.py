@@ -42,6 +42,20 @@ def client(batches: Batches, key: Any, weighting: Weighting) -> Client:
     )
 
 
+def repeat(batches: Batches, passes: int) -> Batches:
+    """Return one client's batches, so often one after the other."""
+    if passes == 1:
+        return batches
+    return batches._replace(
+        examples=jax.tree.map(lambda x: _again(x, passes), batches.examples),
+        mask=_again(batches.mask, passes),
+    )
+
+
+def _again(x: jax.Array, passes: int) -> jax.Array:
+    return jnp.concatenate([x] * passes)
+
+
 def _finite_padding(examples: Any, mask: jax.Array) -> Any:
     """Return the examples with 0 for what is not finite in padded rows."""
 

@@ -13,6 +13,7 @@ from fad.solvers._checks import (
     check_cohort,
     check_like_y,
     check_lr,
+    check_passes,
     check_y,
 )
 from fad.solvers._clients import (
@@ -21,6 +22,7 @@ from fad.solvers._clients import (
     client,
     gradient,
     move,
+    repeat,
     sgd,
     tilt,
 )
@@ -36,6 +38,7 @@ def corrected_round(
     *,
     lr: Any,
     weighting: Weighting = "uniform",
+    passes: int = 1,
     divide_lr: bool = False,
 ) -> Any:
     """Take local steps corrected to start along a common direction q, and average.
@@ -55,6 +58,8 @@ def corrected_round(
         key: The round's key, for a random loss, or None.
         lr: The local step size, a positive number or a real scalar array, ``[]``.
         weighting: Clients with real rows count one each, or by their real rows.
+        passes: How often clients go through their batches, at least 1, in the same
+            order.
         divide_lr: Divide lr by the client's own number of steps, as
             ``fad.solvers.fedlin`` does.
 
@@ -80,6 +85,7 @@ def corrected_round(
     call = "fad.solvers.corrected_round"
     check_lr(call, "lr", lr)
     check_choice(call, "weighting", weighting, WEIGHTINGS)
+    passes = check_passes(call, passes)
     check_cohort(call, cohort)
     y = check_y(call, y)
     q = check_like_y(call, "q", q, y)
@@ -91,8 +97,9 @@ def corrected_round(
         return tilt(loss(p, rows[0], *key), slope, p)
 
     def corrected_steps(batches):
-        own = client(batches, key, weighting)
-        rows = own.batches._replace(examples=(own.batches.examples, batches.mask))
+        own = client(repeat(batches, passes), key, weighting)
+        inside = own.batches
+        rows = inside._replace(examples=(inside.examples, inside.mask))
         optimizer = sgd(lr, divisor=jnp.maximum(own.steps, 1) if divide_lr else 1)
         local = train(y, rows, loss=corrected, optimizer=optimizer, key=own.key)
         return local.delta, own.weight

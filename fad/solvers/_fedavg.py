@@ -4,12 +4,12 @@ from typing import Any
 
 from fad.local import train
 from fad.primitives import map, weighted_mean
-from fad.solvers._checks import check_choice, check_lr
-from fad.solvers._clients import WEIGHTINGS, Weighting, client, move, sgd
+from fad.solvers._checks import check_choice, check_lr, check_passes
+from fad.solvers._clients import WEIGHTINGS, Weighting, client, move, repeat, sgd
 from fad.solvers._solver import Solver, make
 
 
-def fedavg(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
+def fedavg(lr: Any, *, weighting: Weighting = "uniform", passes: int = 1) -> Solver:
     """Average the models of clients that run SGD on their own batches.
 
     Each client takes ``y_i <- y_i - lr grad g_i(y_i; b)`` once per batch with real
@@ -22,6 +22,8 @@ def fedavg(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
     Args:
         lr: The local step size, a positive number or a real scalar array, ``[]``.
         weighting: Clients with real rows count one each, or by their real rows.
+        passes: How often clients go through their batches in a step, at least 1, in
+            the same order; full gradients take one pass.
 
     Returns:
         The solver, without memory.
@@ -45,10 +47,11 @@ def fedavg(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
     call = "fad.solvers.fedavg"
     check_lr(call, "lr", lr)
     check_choice(call, "weighting", weighting, WEIGHTINGS)
+    passes = check_passes(call, passes)
 
     def step(loss, y, cohort, key):
         def local_steps(batches):
-            own = client(batches, key, weighting)
+            own = client(repeat(batches, passes), key, weighting)
             local = train(y, own.batches, loss=loss, optimizer=sgd(lr), key=own.key)
             return local.delta, own.weight
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from fad.solvers._checks import check_choice, check_lr
+from fad.solvers._checks import check_choice, check_lr, check_passes
 from fad.solvers._clients import WEIGHTINGS, Weighting, mean_gradient
 from fad.solvers._corrected_round import corrected_round
 from fad.solvers._solver import Solver, make
 
 
-def fedlin(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
+def fedlin(lr: Any, *, weighting: Weighting = "uniform", passes: int = 1) -> Solver:
     """Correct the clients' local steps, and let each go as far as the others.
 
     As ``fad.solvers.svrg``, with the step ``lr / tau_i`` at a client of ``tau_i`` local
@@ -19,6 +19,8 @@ def fedlin(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
         lr: The step size of all local steps together, a positive number or a real
             scalar array, ``[]``.
         weighting: Clients with real rows count one each, or by their real rows.
+        passes: How often clients go through their batches in a step, at least 1, in
+            the same order; full gradients take one pass.
 
     Returns:
         The solver, without memory.
@@ -42,11 +44,11 @@ def fedlin(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
     call = "fad.solvers.fedlin"
     check_lr(call, "lr", lr)
     check_choice(call, "weighting", weighting, WEIGHTINGS)
+    passes = check_passes(call, passes)
 
     def step(loss, y, cohort, key):
         q = mean_gradient(loss, y, cohort, key, weighting)
-        return corrected_round(
-            loss, y, q, cohort, key, lr=lr, weighting=weighting, divide_lr=True
-        )
+        options = {"lr": lr, "weighting": weighting, "passes": passes}
+        return corrected_round(loss, y, q, cohort, key, **options, divide_lr=True)
 
     return make(call, step, rounds=2)

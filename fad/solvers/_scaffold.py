@@ -7,13 +7,14 @@ import jax.numpy as jnp
 
 from fad.local import train
 from fad.primitives import map, weighted_mean
-from fad.solvers._checks import check_choice, check_lr
+from fad.solvers._checks import check_choice, check_lr, check_passes
 from fad.solvers._clients import (
     WEIGHTINGS,
     Weighting,
     client,
     gradient,
     move,
+    repeat,
     sgd,
     tilt,
 )
@@ -33,6 +34,7 @@ def scaffold(
     server_lr: Any = 1.0,
     option: Literal["I", "II"] = "II",
     weighting: Weighting = "uniform",
+    passes: int = 1,
 ) -> Solver:
     """Correct the clients' local steps by the gradients of the step before.
 
@@ -52,6 +54,8 @@ def scaffold(
             over its rows, or "II" the mean of the gradients of its local steps,
             ``c_i - c + (y - y_i) / (tau_i lr)``.
         weighting: Clients with real rows count one each, or by their real rows.
+        passes: How often clients go through their batches in a step, at least 1, in
+            the same order; full gradients take one pass.
 
     Returns:
         The solver; its memory is a ``ControlVariates``.
@@ -79,12 +83,14 @@ def scaffold(
     check_lr(call, "server_lr", server_lr)
     check_choice(call, "option", option, ("I", "II"))
     check_choice(call, "weighting", weighting, WEIGHTINGS)
+    passes = check_passes(call, passes)
 
     def step(loss, y, memory, cohort, key):
         check_memory(call, memory)
 
         def local_steps(batches, c_i):
-            own = client(batches, key, weighting)
+            once = client(batches, key, weighting)
+            own = client(repeat(batches, passes), key, weighting)
             slope = jax.tree.map(jnp.subtract, memory.server, c_i)
             local = train(
                 y,
@@ -94,7 +100,7 @@ def scaffold(
                 key=own.key,
             )
             if option == "I":
-                new = gradient(loss, y, own.batches, own.key)
+                new = gradient(loss, y, once.batches, own.key)
             else:
                 new = mean_local_gradient(slope, local.delta, lr, own.steps)
             change = renewal(new, c_i, own.steps)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from fad.solvers._checks import check_choice, check_lr
+from fad.solvers._checks import check_choice, check_lr, check_passes
 from fad.solvers._clients import WEIGHTINGS, Weighting, mean_gradient
 from fad.solvers._corrected_round import corrected_round
 from fad.solvers._solver import Solver, make
 
 
-def svrg(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
+def svrg(lr: Any, *, weighting: Weighting = "uniform", passes: int = 1) -> Solver:
     """Correct the clients' local steps by the mean gradient.
 
     Two rounds: ``q = mean_i grad g_i(y)`` over all real rows, then
@@ -23,6 +23,8 @@ def svrg(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
     Args:
         lr: The local step size, a positive number or a real scalar array, ``[]``.
         weighting: Clients with real rows count one each, or by their real rows.
+        passes: How often clients go through their batches in a step, at least 1, in
+            the same order; full gradients take one pass.
 
     Returns:
         The solver, without memory.
@@ -47,9 +49,11 @@ def svrg(lr: Any, *, weighting: Weighting = "uniform") -> Solver:
     call = "fad.solvers.svrg"
     check_lr(call, "lr", lr)
     check_choice(call, "weighting", weighting, WEIGHTINGS)
+    passes = check_passes(call, passes)
 
     def step(loss, y, cohort, key):
         q = mean_gradient(loss, y, cohort, key, weighting)
-        return corrected_round(loss, y, q, cohort, key, lr=lr, weighting=weighting)
+        options = {"lr": lr, "weighting": weighting, "passes": passes}
+        return corrected_round(loss, y, q, cohort, key, **options)
 
     return make(call, step, rounds=2)

@@ -84,6 +84,17 @@ def test_an_epoch_of_fednest_is_its_equations(steps):
     assert metrics["growing"] == 0
 
 
+@pytest.mark.parametrize("name", ["fednest", "lfednest", "aggitd"])
+def test_passes_are_local_steps_that_come_again(name):
+    found = []
+    for passes, steps in ((2, 1), (1, 2)):
+        _, problem, cohort = setting(steps=steps)
+        state, _ = run(make(name, problem, passes=passes, inner_steps=2), cohort, 2)
+        found.append(state)
+    np.testing.assert_allclose(found[0].x, found[1].x, **CLOSE)
+    np.testing.assert_allclose(found[0].y, found[1].y, **CLOSE)
+
+
 def test_an_epoch_of_lfednest_is_its_equations():
     data, problem, cohort = setting(steps=2)
     algorithm = make("lfednest", problem, inner_steps=1, terms=3)
@@ -173,6 +184,8 @@ def test_nothing_but_sums_reaches_the_server(name):
         ),
         (functools.partial(fednest.Config, terms=0), r"terms: expected in \[1, inf\)"),
         (functools.partial(aggitd.Config, inner_steps=0), "inner_steps: expected"),
+        (functools.partial(fednest.Config, passes=0), "passes: expected"),
+        (functools.partial(aggitd.Config, passes=0), "passes: expected"),
         (functools.partial(aggitd.Config, step=0.0), "step: expected in"),
     ],
 )

@@ -22,6 +22,7 @@ SOLVERS: dict[str, Callable[..., fad.solvers.Solver]] = {
     "scaffold II": fad.solvers.scaffold,
     "gradient_descent": fad.solvers.gradient_descent,
 }
+WITH_PASSES = [name for name in SOLVERS if name != "gradient_descent"]
 EXACT = [name for name in SOLVERS if name != "fedavg"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import fad
 from fad import FadError, PlacementError
 from fad.local import Batches
-from tests.solvers.programs import SOLVERS, hard_cohort, loss_of
+from tests.solvers.programs import SOLVERS, WITH_PASSES, hard_cohort, loss_of
 
 names = pytest.mark.parametrize("name", SOLVERS)
 Y = jnp.array([1.0, -2.0, 0.5])
@@ -144,3 +144,19 @@ def test_corrected_rounds_refuse_what_solvers_do():
         once(LOSS, Y, Y, 7, None, lr=0.1)  # type: ignore
     with pytest.raises(FadError, match=r"corrected_round: y is int32\[\]; expected"):
         once(LOSS, jnp.array(1), Y, cohort, None, lr=0.1)
+
+
+@pytest.mark.parametrize("name", WITH_PASSES)
+@pytest.mark.parametrize("passes", [0, True, 1.5])
+def test_passes(name, passes):
+    match = f"{_call(name)}: expected passes to be an int >= 1, got {passes!r}"
+    with pytest.raises(FadError, match=match):
+        SOLVERS[name](0.1, passes=passes)
+
+
+def test_passes_of_a_corrected_round():
+    call = "fad.solvers.corrected_round: expected passes to be an int >= 1, got 0"
+    with pytest.raises(FadError, match=call):
+        fad.solvers.corrected_round(
+            LOSS, Y, Y, hard_cohort("float32"), None, lr=0.1, passes=0
+        )

@@ -14,6 +14,7 @@ from tests.solvers.programs import (
     LR,
     MASK,
     SOLVERS,
+    WITH_PASSES,
     hard_cohort,
     hard_rows,
     loss_of,
@@ -217,3 +218,22 @@ def test_local_steps_draw_afresh(name):
     )
     one, two = step(jax.random.key(0)), step(jax.random.key(1))
     assert jnp.all(one != two)
+
+
+@double
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+@pytest.mark.parametrize("name", WITH_PASSES)
+def test_passes_are_batches_that_come_again(name, weighting):
+    def twice(batches):
+        again = lambda x: jnp.concatenate([x, x], axis=1)  # noqa: E731
+        examples = jax.tree.map(again, batches.examples)
+        return batches._replace(examples=examples, mask=again(batches.mask))
+
+    cohort = hard_cohort()
+    repeated = fad.AtClients(twice(cohort.unsafe_gather()))
+    x, y = jnp.asarray(X), jnp.asarray(Y0)
+    solver = SOLVERS[name](LR, weighting=weighting, passes=2)
+    found, _ = run(solver, x, y, cohort, steps=2)
+    solver = SOLVERS[name](LR, weighting=weighting)
+    want, _ = run(solver, x, y, repeated, steps=2)
+    np.testing.assert_allclose(found, want, atol=1e-12)
