@@ -33,18 +33,25 @@ def test_a_comparison_names_files_that_are_there(path):
         assert CONFIGS / name in EXPERIMENTS
 
 
+# One of each kind of state: a tangent and a meta-optimizer, moments, two levels.
+RESUMED = ("self_tuning_fedavg", "learned_weights", "fedbio")
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
-    path = CONFIGS / f"digits_{name}.toml"
+    path, rounds = CONFIGS / f"digits_{name}.toml", 2
     flags = ["--runs-dir", str(tmp_path), "--cohort", "5"]
-    main(ALGORITHMS, [str(path), *flags, "--rounds", "2"])
-    main(ALGORITHMS, [str(path), *flags, "--rounds", "3", "--resume"])
+    main(ALGORITHMS, [str(path), *flags, "--rounds", str(rounds)])
+    if name in RESUMED:
+        rounds = 3
+        main(ALGORITHMS, [str(path), *flags, "--rounds", str(rounds), "--resume"])
     folder = tmp_path / path.stem
     rows = [json.loads(r) for r in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [r["round"] for r in rows if "accuracy" in r] == [1, 2, 3]
+    assert [r["round"] for r in rows if "accuracy" in r] == [*range(1, rounds + 1)]
     model = 4 * (64 * 64 + 64 + 64 * 10 + 10)
-    assert rows[-1]["bytes_down"] >= 3 * model
-    assert rows[-1]["bytes_up"] >= 3 * model
+    assert rows[-1]["bytes_down"] >= rounds * model
+    assert rows[-1]["bytes_up"] >= rounds * model
     assert (folder / "figure.png").exists()
     assert "accuracy" in capsys.readouterr().out
 

@@ -22,7 +22,7 @@ from tests.estimators.bilevel_truth import (
 )
 
 E = fad.estimators
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
 CLOSE: Any = {"rtol": 1e-10, "atol": 1e-10}
 KINDS = pytest.mark.parametrize("heterogeneity", [0.0, 1.0])
 

@@ -22,7 +22,7 @@ from tests.solvers.programs import (
     whole_clients,
 )
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
 X = np.array([0.5, -1.0])
 Y0 = np.array([1.0, -2.0, 0.5])
 TAU = 5

@@ -26,6 +26,7 @@ X = np.array([0.5, -1.0])
 Y0 = np.array([1.0, -2.0, 0.5])
 names = pytest.mark.parametrize("name", SOLVERS)
 double = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.once
 
 
 def _after(name, steps, weighting="uniform"):
