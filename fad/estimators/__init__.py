@@ -1,4 +1,4 @@
-"""Gradients of unrolled federated rounds, window by window."""
+"""Gradients of federated runs, window by window, and of bilevel problems."""
 
 from fad.estimators._aggitd import aggitd as aggitd
 from fad.estimators._aid import aid as aid

@@ -33,8 +33,9 @@ class Report:
         indefinite: ``[]`` bool, whether conjugate gradients met curvature <= 0.
         growing: ``[]`` bool, whether the terms of a Neumann series grew, as they do
             where the step is 2 / L or more, or the Hessian is indefinite.
-        target: What the estimate converges to as its own terms and rounds grow: the
-            bilevel hypergradient, or that of the map that the rounds are.
+        target: The truth it aims at: the bilevel hypergradient, which it reaches where
+            ``lower`` and ``linear`` are zero and nothing is local; or that of the map
+            that the rounds are. The estimator's ``bias`` says what keeps it away.
         rounds: Communication rounds, of ``fad.plan``.
         bytes_down: What each client that takes part in every round receives.
         bytes_up: What it sends.
