@@ -31,18 +31,23 @@ class State(NamedTuple):
         return self.x, self.y
 
 
-def local_epoch(problem, solver, inner_steps, series, lr):
+def local_epoch(problem, solver, inner_steps, series, lr, keep):
     """Return FedInn and LFedOut: steps of x along local hypergradients, one round."""
 
     def epoch(state, cohort, key):
         x, y = state
 
-        def lower(y, *examples):
-            return problem.lower(x, y, *examples)
+        fixed, kept = problem, jax.tree.map(lambda a: a[None], cohort)
+        if keep:
+            fixed, kept = fad.estimators.hoist(problem, x, y, kept)
+        lower = jax.tree.map(lambda a: a[0], kept).lower
+
+        def loss(y, *examples):
+            return fixed.lower(x, y, *examples)
 
         def inner(carry, t):
             own = jax.random.fold_in(key, t) if problem.random else None
-            return solver.step(lower, *carry, cohort.lower, own), None
+            return solver.step(loss, *carry, lower, own), None
 
         start = y, solver.init(y, cohort.lower)
         (y, _), _ = jax.lax.scan(inner, start, jnp.arange(inner_steps))

@@ -44,6 +44,7 @@ def aggitd(
     upper_lr: float,
     step: float | None = None,
     form: Literal["sum", "random"] = "sum",
+    keep: bool = True,
 ) -> fad.Algorithm:
     """Build FBO-AggITD.
 
@@ -57,6 +58,8 @@ def aggitd(
         upper_lr: The clients' step alpha, one per upper batch.
         step: The recursion's; beta times a client's local steps without it.
         form: ``sum``, or ``random``: the paper's, of a random step of the N.
+        keep: Whether clients keep, for an epoch, what of their lower losses does not
+            depend on y (``fad.estimators.hoist``): faster, for memory.
 
     Returns:
         The algorithm, whose cohorts are ``AtClients(fad.estimators.Split)``. Its
@@ -64,6 +67,7 @@ def aggitd(
         ``hypergradient``, its norm, and ``lower_residual``, the lower gradient's norm.
     """
     options = {"lr": lower_lr, "passes": passes, "step": step, "form": form}
+    options |= {"keep": keep}
     estimator = fad.estimators.aggitd(problem, steps=inner_steps, **options)
 
     def init(key):
@@ -95,6 +99,7 @@ class Config:
     upper_lr: float = 0.01
     step: float | None = None
     form: Literal["sum", "random"] = "sum"
+    keep: bool = True
 
     def __post_init__(self):
         """Check the ranges."""

@@ -59,6 +59,7 @@ def fednest(
     upper_lr: float,
     neumann_step: float,
     random: bool = False,
+    keep: bool = True,
 ) -> fad.Algorithm:
     """Build FedNest or one of its variants.
 
@@ -74,6 +75,8 @@ def fednest(
         upper_lr: The clients' step alpha, one per upper batch.
         neumann_step: The series' step, at most 1 / L.
         random: Whether the series has a random length.
+        keep: Whether clients keep, for an epoch, what of their lower losses does not
+            depend on y (``fad.estimators.hoist``): faster, for memory.
 
     Returns:
         The algorithm, whose cohorts are ``AtClients(fad.estimators.Split)``. Its
@@ -87,7 +90,7 @@ def fednest(
     )
     outer = _global if variant in ("fednest", "fednest-sgd") else local_epoch
     series = {"terms": terms, "step": neumann_step, "random": random}
-    epoch = outer(problem, solver, inner_steps, series, upper_lr)
+    epoch = outer(problem, solver, inner_steps, series, upper_lr, keep)
 
     def init(key):
         for_x, for_y = jax.random.split(key)
@@ -96,7 +99,7 @@ def fednest(
     return fad.Algorithm(init, epoch)
 
 
-def _global(problem, solver, inner_steps, series, lr):
+def _global(problem, solver, inner_steps, series, lr, keep):
     """FedInn, FedIHGP and FedOut."""
     estimator = fad.estimators.aid(
         problem,
@@ -105,6 +108,7 @@ def _global(problem, solver, inner_steps, series, lr):
         solve="random-neumann" if series["random"] else "neumann",
         terms=series["terms"],
         step=series["step"],
+        keep=keep,
     )
 
     def epoch(state, cohort, key):
@@ -154,6 +158,7 @@ class Config:
     upper_lr: float = 0.01
     neumann_step: float = 0.01
     random: bool = False
+    keep: bool = True
 
     def __post_init__(self):
         """Check the ranges."""

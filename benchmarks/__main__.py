@@ -17,6 +17,7 @@ PLAIN = {
 }
 WITH_OPTIONS = {
     "learned_steps": "learned server steps, wherever they start",
+    "bilevel": "federated bilevel algorithms against rounds and bytes",
     "learned_aggregator": "a meta-trained aggregator against tuned FedAdam",
 }
 

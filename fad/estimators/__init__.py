@@ -13,6 +13,7 @@ from fad.estimators._es import es as es
 from fad.estimators._estimator import Estimate as Estimate
 from fad.estimators._estimator import Estimator as Estimator
 from fad.estimators._forward import forward as forward
+from fad.estimators._hoist import hoist as hoist
 from fad.estimators._implicit import implicit as implicit
 from fad.estimators._itd import itd as itd
 from fad.estimators._judge import HypergradientWarning as HypergradientWarning

@@ -15,6 +15,7 @@ from fad.estimators._bilevel import (
 )
 from fad.estimators._bilevel_record import BilevelEstimator, Trust, make_estimator
 from fad.estimators._checks import check_count
+from fad.estimators._hoist import hoist_if
 from fad.estimators._itd import fold
 from fad.estimators._vectors import add, dot, norm, times, zeros
 from fad.solvers import corrected_round
@@ -37,6 +38,7 @@ def aggitd(
     passes: int = 1,
     step: Any = None,
     form: Literal["sum", "random"] = "sum",
+    keep: bool = False,
 ) -> BilevelEstimator:
     """Carry the hypergradient's vector along the lower level's own rounds.
 
@@ -63,6 +65,8 @@ def aggitd(
         step: The recursion's step: ``lr`` times the batches of all passes without it,
             which is how far a client's local steps go.
         form: ``"sum"`` or ``"random"``.
+        keep: Whether the clients keep what of their lower losses does not depend on y
+            (``fad.estimators.hoist``): faster, for memory.
 
     Returns:
         The estimator; its ``state`` is ``(y,)``.
@@ -100,7 +104,7 @@ def aggitd(
     return make_estimator(
         call,
         lambda x, y, cohort: State(y),
-        _AggItd(problem, steps, lr, passes, step, form),
+        _AggItd(problem, steps, lr, passes, step, form, keep),
         target="bilevel",
         bias=f"that of y after {steps} steps, and of P, which follows it",
         draws=steps + 1,
@@ -117,6 +121,7 @@ class _AggItd(NamedTuple):
     passes: int
     step: Any
     form: str
+    keep: bool
 
     def __call__(self, x: Any, state: State, cohorts: Any, key: Any) -> Any:
         if self.form == "random" and key is None:
@@ -129,8 +134,11 @@ class _AggItd(NamedTuple):
             own = jax.random.fold_in(key, 2**31 - 1)
             chosen = jax.random.randint(own, (), 0, self.steps)
 
+        fixed, kept = hoist_if(self.keep, self.problem, x, state.y, cohorts)
+        at_x = self._replace(problem=fixed)
+
         def one(carry: Any, t: jax.Array) -> tuple[Any, None]:
-            return self._step(x, carry, chosen, cohort_at(cohorts, t), t, key), None
+            return at_x._step(x, carry, chosen, cohort_at(kept, t), t, key), None
 
         start = (state.y, zeros(state.y))
         (y, p), _ = jax.lax.scan(one, start, jnp.arange(self.steps))

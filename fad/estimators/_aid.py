@@ -12,6 +12,7 @@ from fad.estimators._bilevel import (
 )
 from fad.estimators._bilevel_record import BilevelEstimator, make_estimator
 from fad.estimators._checks import check_count
+from fad.estimators._hoist import hoist_if
 from fad.estimators._itd import fold, lower_steps
 from fad.estimators._linear_rounds import SOLVES, System
 from fad.estimators._local_aid import LocalAid
@@ -40,6 +41,7 @@ def aid(
     hessian: Literal["global", "local"] = "global",
     products: Products = "exact",
     delta: float = 5e-3,
+    keep: bool = False,
 ) -> BilevelEstimator:
     """Solve ``H v = grad_y f`` at the solver's y; answer ``grad_x f - J v``.
 
@@ -66,6 +68,8 @@ def aid(
             more terms do not help.
         products: ``"exact"``, or ``"difference"`` of gradients.
         delta: The way of the differences, along v.
+        keep: Whether the clients keep what of their lower losses does not depend on y
+            (``fad.estimators.hoist``): faster, for memory.
 
     Returns:
         The estimator; its ``state`` is ``(y, memory, v)``.
@@ -113,7 +117,7 @@ def aid(
     return make_estimator(
         call,
         _begin(solver),
-        kinds[hessian](problem, solver, steps, system, second),
+        kinds[hessian](problem, solver, steps, system, second, keep),
         target="bilevel",
         bias=bias,
         draws=steps + (1 if hessian == "local" else system.draws + 2),
@@ -137,21 +141,25 @@ class Aid(NamedTuple):
     steps: int
     system: System
     second: SecondOrder
+    keep: bool
 
     def __call__(self, x: Any, state: State, cohorts: Any, key: Any) -> Any:
-        problem, t = self.problem, self.steps
-        y, memory = lower_steps(problem, self.solver, x, state, cohorts, key, range(t))
-        begin = cohort_at(cohorts, t)
-        (q, (value, (_, b))) = round_means(
-            problem, lambda c: (c.g_y(x, y), c.f_xy(x, y)), begin, fold(key, t)
+        t = self.steps
+        fixed, kept = hoist_if(self.keep, self.problem, x, state.y, cohorts)
+        y, memory = lower_steps(fixed, self.solver, x, state, kept, key, range(t))
+        (q, (value, b)) = round_means(
+            fixed,
+            lambda c: (c.g_y(x, y), c.f_y(x, y)),
+            cohort_at(kept, t),
+            fold(key, t),
         )
 
         def product(v: Any, j: Any) -> Any:
             def work(client: Client) -> Any:
                 return self.second.hessian(client, x, y, v), ()
 
-            cohort = cohort_at(cohorts, t + 1 + j)
-            return round_means(problem, work, cohort, fold(key, t + 1 + j))[0]
+            cohort = cohort_at(kept, t + 1 + j)
+            return round_means(fixed, work, cohort, fold(key, t + 1 + j))[0]
 
         v, trust = self.system.run(product, b, state.v, key)
         last = t + 1 + self.system.draws
@@ -160,7 +168,7 @@ class Aid(NamedTuple):
             return self.second.cross(client, x, y, v), client.f_xy(x, y)[1][0]
 
         jv, f_x = round_means(
-            problem, answer, cohort_at(cohorts, last), fold(key, last)
+            self.problem, answer, cohort_at(cohorts, last), fold(key, last)
         )
         trust = trust._replace(lower=norm(q), unfinished=-dot(v, q))
         return value, add(f_x, jv, -1), State(y, memory, v), trust

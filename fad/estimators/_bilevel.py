@@ -78,6 +78,10 @@ class Client:
         """Return ``f_i`` and its gradients by x and by y."""
         return jax.value_and_grad(self.f, (0, 1))(x, y)
 
+    def f_y(self, x: Any, y: Any) -> tuple[jax.Array, Any]:
+        """Return ``f_i`` and its gradient by y."""
+        return jax.value_and_grad(self.f, 1)(x, y)
+
     def g_y(self, x: Any, y: Any) -> Any:
         """Return the gradient of ``g_i`` by y."""
         return jax.grad(self.g, 1)(x, y)

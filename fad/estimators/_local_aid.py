@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 from fad.estimators._bilevel import Bilevel, Client, cohort_at, round_means
 from fad.estimators._bilevel_record import Trust
+from fad.estimators._hoist import hoist_if
 from fad.estimators._itd import fold, lower_steps
 from fad.estimators._linear_rounds import System
 from fad.estimators._products import SecondOrder
@@ -23,10 +24,12 @@ class LocalAid(NamedTuple):
     steps: int
     system: System
     second: SecondOrder
+    keep: bool
 
     def __call__(self, x: Any, state: Any, cohorts: Any, key: Any) -> Any:
         problem, t = self.problem, self.steps
-        y, memory = lower_steps(problem, self.solver, x, state, cohorts, key, range(t))
+        fixed, kept = hoist_if(self.keep, problem, x, state.y, cohorts)
+        y, memory = lower_steps(fixed, self.solver, x, state, kept, key, range(t))
 
         def work(client: Client) -> Any:
             value, (f_x, b) = client.f_xy(x, y)

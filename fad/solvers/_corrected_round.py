@@ -99,13 +99,28 @@ def corrected_round(
     def corrected_steps(batches):
         own = client(repeat(batches, passes), key, weighting)
         inside = own.batches
+        steps = jnp.maximum(own.steps, 1) if divide_lr else 1
+        # At y the two gradients are one: a first step needs none.
+        first = jax.tree.map(lambda a: _first_step(a, lr, steps, inside.mask[0]), q)
         rows = inside._replace(examples=(inside.examples, inside.mask))
-        optimizer = sgd(lr, divisor=jnp.maximum(own.steps, 1) if divide_lr else 1)
-        local = train(y, rows, loss=corrected, optimizer=optimizer, key=own.key)
-        return local.delta, own.weight
+        examples, mask = jax.tree.map(lambda a: a[1:], (rows.examples, rows.mask))
+        local = train(
+            jax.tree.map(jnp.add, y, first),
+            rows._replace(examples=examples, mask=mask),
+            loss=corrected,
+            optimizer=sgd(lr, divisor=steps),
+            key=own.key,
+        )
+        return jax.tree.map(jnp.add, first, local.delta), own.weight
 
     @program
     def run(cohort):
         return weighted_mean(*map(corrected_steps, cohort))
 
     return move(y, run(cohort), 1)
+
+
+def _first_step(q: jax.Array, lr: Any, steps: Any, mask: jax.Array) -> jax.Array:
+    """Return ``-(lr / steps) q``, or zeros where no row of the first batch is real."""
+    step = -jnp.asarray(lr, q.dtype) / jnp.asarray(steps, q.dtype) * q
+    return jnp.where(mask.any(), step, jnp.zeros_like(q))

@@ -1,0 +1,179 @@
+"""What the federated bilevel benchmark runs: studies of several series of runs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Start = Literal["as configured", "all", "clean"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One algorithm with its options, over all seeds.
+
+    Attributes:
+        algorithm: The ``[algorithm]`` table.
+        steps: Steps of the algorithm, "epochs" in the papers.
+        every: Steps between two evaluations.
+        seconds: About how long a run takes on one core, to order the runs.
+        set: Other values that replace the configuration's.
+        splits: The splits it runs on; all of the study without them.
+        part: ``paper``, or ``others``: what can be run apart.
+        start: Where x begins: as the task says, or with weights of 1 for ``all``
+            examples or for those with ``clean`` labels alone (hyper-cleaning).
+    """
+
+    algorithm: Mapping[str, Any]
+    steps: int
+    every: int = 10
+    seconds: float = 60
+    set: Mapping[str, Any] = field(default_factory=dict)
+    splits: tuple[str, ...] = ()
+    part: Literal["paper", "others"] = "paper"
+    start: Start = "as configured"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the numbers depend on, as JSON holds it."""
+        known = asdict(self)
+        del known["seconds"], known["splits"], known["part"]
+        return known
+
+
+@dataclass(frozen=True)
+class Study:
+    """Series on one task.
+
+    Attributes:
+        title: The page's title.
+        config: The file in ``configs/``.
+        metric: The test metric that is drawn.
+        splits: Values that replace the configuration's, by the name of the split.
+        series: The algorithms.
+        targets: Levels of the metric whose rounds are counted.
+        about: Paragraphs for the page.
+        others: Further metrics for the table.
+    """
+
+    title: str
+    config: str
+    splits: Mapping[str, Mapping[str, Any]]
+    series: Mapping[str, Series]
+    targets: tuple[float, ...]
+    about: str = ""
+    metric: str = "accuracy"
+    others: tuple[str, ...] = ()
+
+
+IID, SHARDS = "i.i.d.", "2 shards"
+NEVER = 1e-9  # an upper step that changes nothing
+
+
+def _nest(variant: str = "fednest", **options: Any) -> dict[str, Any]:
+    own = {"inner_steps": 1, "passes": 5, "terms": 5, "lower_lr": 0.01}
+    own |= {"upper_lr": 0.01, "neumann_step": 0.01}
+    return {"name": "fednest", "variant": variant, **own, **options}
+
+
+def _single(name: str, lr: float = 0.01, **options: Any) -> dict[str, Any]:
+    rates = {"lower_lr": lr, "linear_lr": lr, "upper_lr": lr}
+    return {"name": name, **rates, **options}
+
+
+_AGGITD = {"name": "aggitd", "passes": 5, "lower_lr": 0.01, "upper_lr": 0.01}
+
+
+def _other(algorithm: Mapping[str, Any], steps: int, seconds: float) -> Series:
+    """Return an algorithm that the paper's figure does not have."""
+    return Series(algorithm, steps, 5, seconds, splits=(SHARDS,), part="others")
+
+
+HYPER_REPRESENTATION = Study(
+    title="Hyper-representation on MNIST (FedNest, figure 2)",
+    config="mnist_fednest.toml",
+    splits={
+        IID: {"data.partition": "iid", "bilevel.upper_fraction": 0.5},
+        SHARDS: {"data.partition": "shards", "bilevel.upper_fraction": 0.2},
+    },
+    targets=(0.85, 0.9),
+    series={
+        "FedNest": Series(_nest(), 500, seconds=90),
+        "LFedNest": Series(_nest("lfednest"), 500, seconds=60),
+        "FedNest-SGD": Series(_nest("fednest-sgd"), 445, seconds=70),
+        "FedNest, tau = 5": Series(
+            _nest(), 400, seconds=120, set={"bilevel.upper_epochs": 5}
+        ),
+        "LFedNest-SVRG": _other(_nest("lfednest-svrg"), 300, 45),
+        "AggITD, N = 1": _other({**_AGGITD, "inner_steps": 1}, 400, 65),
+        "AggITD, N = 5": _other({**_AGGITD, "inner_steps": 5, "passes": 1}, 200, 50),
+        "SimFBO": _other(_single("simfbo"), 200, 30),
+        "FedBiOAcc": _other(_single("fedbio", variant="fedbioacc"), 150, 40),
+        "FedMSA": _other(_single("fedmsa"), 120, 40),
+        "MemFBO": _other(_single("memfbo"), 200, 30),
+        "FedMBO": _other({"name": "fedmbo"}, 200, 40),
+    },
+)
+
+_TUNE = {"inner_steps": 3, "passes": 1, "terms": 3, "lower_lr": 0.05}
+_TUNE |= {"upper_lr": 2.0, "neumann_step": 0.02}
+_ALL = {"name": "centralised_bilevel", "lower_lr": 0.1, "terms": 3}
+_TUNE_AGGITD = {"name": "aggitd", "inner_steps": 3, "lower_lr": 0.05}
+_TUNE_AGGITD |= {"upper_lr": 2.0, "step": 0.02}
+_TUNE_SIMFBO = _single("simfbo", 0.05, linear_lr=0.02, upper_lr=1.0)
+
+IMBALANCE = Study(
+    title="Loss tuning on imbalanced MNIST (FedNest, figure 3)",
+    config="mnist_imbalance.toml",
+    splits={
+        IID: {"data.partition": "iid"},
+        SHARDS: {"data.partition": "shards"},
+    },
+    targets=(0.85, 0.895),
+    series={
+        "no tuning": Series(_nest(**{**_TUNE, "upper_lr": NEVER}), 250, 10),
+        "FedNest": Series(_nest(**_TUNE), 250, 10),
+        "FedNest-SGD": Series(_nest("fednest-sgd", **_TUNE), 250, 10),
+        "LFedNest": Series(_nest("lfednest", **_TUNE), 250, 10, 40),
+        "AggITD": Series(_TUNE_AGGITD, 200, 10),
+        "SimFBO": Series(_TUNE_SIMFBO, 400, 10),
+        "centralised": Series({**_ALL, "upper_lr": 1.0}, 300, 10, splits=(IID,)),
+        "centralised, no tuning": Series(
+            {**_ALL, "upper_lr": NEVER}, 300, 10, splits=(IID,)
+        ),
+    },
+)
+
+_CLEAN = {"name": "aggitd", "inner_steps": 2, "lower_lr": 0.05}
+_STILL = {**_CLEAN, "upper_lr": NEVER}
+
+HYPER_CLEANING = Study(
+    title="Data hyper-cleaning on MNIST",
+    config="mnist_hyper_cleaning.toml",
+    splits={
+        IID: {"data.partition": "iid"},
+        SHARDS: {"data.partition": "shards"},
+    },
+    targets=(0.85,),
+    others=("clean_auc",),
+    series={
+        "clean part alone": Series(_STILL, 200, start="clean"),
+        "all, no weights": Series(_STILL, 200, start="all"),
+        "AggITD": Series({**_CLEAN, "upper_lr": 3000.0}, 200),
+        "FedNest": Series(
+            _nest(
+                inner_steps=2,
+                passes=1,
+                lower_lr=0.05,
+                upper_lr=3000.0,
+                neumann_step=0.05,
+            ),
+            200,
+        ),
+        "SimFBO": Series(_single("simfbo", 0.05, upper_lr=3000.0), 400, seconds=40),
+    },
+)
+
+STUDIES: dict[str, Study] = {
+    "hyper_representation": HYPER_REPRESENTATION,
+    "imbalance": IMBALANCE,
+    "hyper_cleaning": HYPER_CLEANING,
+}

@@ -1,0 +1,183 @@
+"""Federated bilevel algorithms on MNIST, against rounds of communication and bytes.
+
+Every run is an experiment of ``configs/`` with some values replaced, in a process with
+a core of its own. What is drawn is its accuracy against its rounds of communication and
+against the bytes of a client that takes part in all of them, both from ``fad.plan``.
+"""
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks._bilevel_page import write_page
+from benchmarks._bilevel_studies import STUDIES, Start, Study
+from benchmarks._report import ROOT
+
+SURE = 20.0  # The weight of an example is sigmoid(x).
+
+
+class Job(NamedTuple):
+    """One run."""
+
+    study: str
+    series: str
+    split: str
+    seed: int
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks bilevel")
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--seeds", type=int, default=5, help="at least 2")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--part", choices=("paper", "others"), help="of the series")
+    parser.add_argument("--again", action="store_true", help="run what is kept, too")
+    parser.add_argument("--page", action="store_true", help="only write the page again")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what is missing, keep the curves, and write the page.
+
+    Runs that are kept already, of the same settings, are not run again.
+    """
+    options = _options(argv)
+    study = STUDIES[options.study]
+    path = ROOT / "benchmarks" / "results" / f"bilevel_{options.study}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    _forget(found, study, again=options.again)
+    jobs = [
+        job
+        for job in _jobs(options.study, study, options)
+        if str(job.seed) not in _kept(found, study, job)["runs"]
+    ]
+    began = time.perf_counter()
+    if not options.page:
+        for job, run in _run_all(jobs, options.jobs):
+            _kept(found, study, job)["runs"][str(job.seed)] = run
+            path.write_text(json.dumps(found) + "\n")
+            last, minutes = run["accuracy"][-1], (time.perf_counter() - began) / 60
+            print(f"{minutes:5.1f} min: {' '.join(map(str, job[1:]))}: {last}")
+    write_page(options.study, study, found)
+    return 0
+
+
+def _jobs(name: str, study: Study, options: argparse.Namespace) -> list[Job]:
+    """Return all runs, the longest first, so that no core waits at the end."""
+    chosen = [
+        (label, series)
+        for label, series in study.series.items()
+        if options.part in (None, series.part)
+    ]
+    chosen.sort(key=lambda item: -item[1].seconds)
+    return [
+        Job(name, label, split, seed)
+        for label, series in chosen
+        for split in (series.splits or study.splits)
+        for seed in range(options.seeds)
+    ]
+
+
+def _forget(found: dict[str, Any], study: Study, *, again: bool) -> None:
+    """Drop what is kept of other settings, or all of it."""
+    for label in list(found):
+        known = study.series.get(label)
+        if again or known is None or found[label]["settings"] != known.settings():
+            del found[label]
+
+
+def _kept(found: dict[str, Any], study: Study, job: Job) -> dict[str, Any]:
+    settings = study.series[job.series].settings()
+    series = found.setdefault(job.series, {"settings": settings, "splits": {}})
+    return series["splits"].setdefault(job.split, {"runs": {}})
+
+
+def _run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Any]]:
+    """Yield the runs as they end, each process on a core of its own."""
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in range(processes):
+        cores.put(core)
+    with tempfile.TemporaryDirectory() as cache:
+        pool = ProcessPoolExecutor(
+            processes, context, initializer=_own_core, initargs=(cores, cache)
+        )
+        with pool:
+            waiting = {pool.submit(run, job): job for job in jobs}
+            for done in as_completed(waiting):
+                yield waiting[done], done.result()
+
+
+def _own_core(cores: Any, cache: str) -> None:
+    """Stay on one core, and share compiled programs with the other processes."""
+    core = cores.get()
+    if hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {own[core % len(own)]})
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run one experiment: its metrics, and the rounds and bytes of a step."""
+    from algorithms import ALGORITHMS
+    from fad.experiment import load
+    from fad.experiment import run as run_experiment
+    from fad.experiment._plan import plan_step
+    from fad.experiment._tasks import build
+
+    study = STUDIES[job.study]
+    series = study.series[job.series]
+    values = {**study.splits[job.split], **series.set, "rounds": series.steps}
+    values |= {"algorithm": dict(series.algorithm), "eval_every": series.every}
+    values |= {"checkpoint_every": series.steps}
+    values |= {"seed": job.seed, "data.seed": job.seed}
+    path = ROOT / "configs" / study.config
+    experiment = load(path, ALGORITHMS, overrides=values)
+    algorithm, task = build(ALGORITHMS, experiment)
+    if series.start != "as configured":
+        algorithm = _from(series.start, algorithm, experiment)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_experiment(
+            experiment, algorithm, task, Path(folder, "run"), progress=False
+        )
+    cost = plan_step(experiment, algorithm, task).cost()
+    tested = [row for row in result.rows if study.metric in row]
+    names = [n for n in (study.metric, *study.others) if n in tested[0]]
+    return {
+        "rounds": int(cost.rounds),
+        "bytes": [int(cost.bytes_down), int(cost.bytes_up)],
+        "steps": [row["round"] for row in tested],
+        **{name: [round(row[name], 5) for row in tested] for name in names},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _from(start: Start, algorithm: Any, experiment: Any) -> Any:
+    """Return the algorithm with example weights of 1, or of 0 at wrong labels."""
+    import jax.numpy as jnp
+
+    from fad.experiment import make_bilevel_task
+
+    parts = (experiment.model, experiment.bilevel)
+    noisy = make_bilevel_task(experiment.data, *parts)
+    clean = dataclasses.replace(experiment.data, label_noise=0.0)
+    truth = make_bilevel_task(clean, *parts).lower.examples["y"]
+    counts = (noisy.lower.examples["y"] == truth) | (start == "all")
+    x = jnp.where(counts, SURE, -SURE)
+
+    def init(key: Any) -> Any:
+        return algorithm.init(key)._replace(x=x)
+
+    return algorithm._replace(init=init)

@@ -1,0 +1,199 @@
+"""What of the lower losses does not depend on y: computed once, kept by the clients."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from fad._compat import ClosedJaxpr, JaxprEqn, Literal, Var, bind
+from fad.estimators._bilevel import (
+    Bilevel,
+    Loss,
+    Split,
+    check_cohorts,
+    check_problem,
+    cohort_at,
+)
+from fad.placement import AtClients, program
+from fad.primitives import map as fad_map
+from fad.solvers._clients import client
+
+# What a value may depend on.
+_X, _Y, _ROWS = "x", "y", "rows"
+
+
+class _Prepared(NamedTuple):
+    """A batch's examples, and what was computed from them and from x."""
+
+    examples: Any
+    values: list[jax.Array]
+
+
+def hoist(
+    problem: Bilevel, x: Any, y: Any, cohorts: AtClients[Split]
+) -> tuple[Bilevel, AtClients[Split]]:
+    """Compute once what of the lower losses depends on x and the examples, not on y.
+
+    While x stands still, a cohort meets its lower losses at many y. What they make of x
+    and the examples alone, such as what all layers but the last one give, the clients
+    compute once and keep, and x is sent to them once. That takes memory for each client
+    of the cohort. ``aid`` and ``aggitd`` do it where told to ``keep``.
+
+    With several cohorts, each of which meets its losses once, nothing is kept; nor is
+    what a function of its own jit computes, of which only some depends on y.
+
+    Args:
+        problem: The problem.
+        x: The upper variable.
+        y: A lower variable, for its shapes.
+        cohorts: ``[k, n, *]``, the clients' ``Split``, stacked over rounds.
+
+    Returns:
+        A problem and its cohorts. As functions of y the lower losses are those of the
+        problem that was given, at this x and on these cohorts alone. Derivatives by x
+        are to be taken of the problem that was given; through what the clients keep
+        they are right, if ``hoist`` is inside what is differentiated.
+
+    Raises:
+        FadError: If the problem is none, or the cohorts are not stacked.
+
+    Example:
+        One layer is x, the next one y, and 9 more looks at the loss are cheap:
+
+        >>> import jax, jax.numpy as jnp, fad
+        >>> problem = fad.estimators.Bilevel(
+        ...     upper=lambda x, y, e: (jnp.tanh(e["a"] @ x) @ y - e["b"]) ** 2,
+        ...     lower=lambda x, y, e: (jnp.tanh(e["a"] @ x) @ y - e["b"]) ** 2,
+        ... )
+        >>> rows = {"a": jnp.ones((1, 3, 1, 4, 5)), "b": jnp.zeros((1, 3, 1, 4))}
+        >>> mask, client = jnp.full((1, 3, 1, 4), True), jnp.arange(3)[None]
+        >>> batches = fad.local.Batches(rows, mask, client)
+        >>> cohorts = fad.AtClients(fad.estimators.Split(batches, batches))
+        >>> x, y = jnp.ones((5, 2)), jnp.ones(2)
+        >>> kept = fad.estimators.hoist(problem, x, y, cohorts)[1]
+        >>> kept.unsafe_gather().lower.examples.values[0].shape  # tanh(a x)
+        (1, 3, 1, 4, 2)
+    """
+    call = "fad.estimators.hoist"
+    check_problem(call, problem)
+    check_cohorts(call, cohorts)
+    rows = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape[3:], a.dtype),
+        cohorts.unsafe_gather().lower.examples,
+    )
+    stacked = jax.tree.leaves(cohorts)[0].shape[0]
+    keys = [jax.eval_shape(lambda: jax.random.key(0))] if problem.random else []
+    if stacked > 1 or not _Parts.of(problem.lower, x, y, rows, keys).values:
+        return problem, cohorts
+
+    @program
+    def prepare(cohort: AtClients[Split]) -> AtClients[Split]:
+        def at_client(split: Split) -> Split:
+            lower = split.lower
+            clean = client(lower, None, problem.weighting).batches
+            known = _known(problem.lower, x, y, keys)
+            values = jax.vmap(known)(clean.examples)
+            return split._replace(
+                lower=lower._replace(examples=_Prepared(lower.examples, values))
+            )
+
+        return fad_map(at_client, cohort)
+
+    def rest(x: Any, y: Any, prepared: _Prepared, *key: jax.Array) -> jax.Array:
+        parts = _Parts.of(problem.lower, x, y, prepared.examples, key)
+        known = dict(zip(parts.values, prepared.values, strict=True))
+        args = jax.tree.leaves((x, y, prepared.examples, key))
+        return parts.evaluate(args, known, parts.closed.jaxpr.outvars)[0]
+
+    prepared = prepare(cohort_at(cohorts, 0))
+    return problem._replace(lower=rest), jax.tree.map(lambda a: a[None], prepared)
+
+
+def hoist_if(keep: bool, problem: Bilevel, x: Any, y: Any, cohorts: Any) -> Any:
+    """Hoist, or return both as they came."""
+    return hoist(problem, x, y, cohorts) if keep else (problem, cohorts)
+
+
+def _known(lower: Loss, x: Any, y: Any, keys: Sequence[Any]) -> Any:
+    """Return ``known(examples)``, the values that ``_Prepared`` holds."""
+
+    def known(examples: Any) -> list[jax.Array]:
+        parts = _Parts.of(lower, x, y, examples, keys)
+        args = jax.tree.leaves((x, y, examples, list(keys)))
+        return parts.evaluate(args, {}, parts.values)
+
+    return known
+
+
+class _Parts(NamedTuple):
+    """A lower loss as equations, and which of its values are worth keeping.
+
+    Attributes:
+        closed: ``lower`` on the leaves of ``(x, y, examples, key)``.
+        values: Values of x and the examples alone, that others than such need.
+    """
+
+    closed: ClosedJaxpr
+    values: list[Var]
+
+    @classmethod
+    def of(cls, lower: Loss, x: Any, y: Any, rows: Any, keys: Sequence[Any]) -> Any:
+        """Trace a loss and find its values."""
+        closed = jax.make_jaxpr(lower)(x, y, rows, *keys)
+        labels = [_X, _Y, _ROWS, _Y]  # A random key changes from step to step, too.
+        sizes = [len(jax.tree.leaves(arg)) for arg in (x, y, rows, list(keys))]
+        flat = [{k} for k, n in zip(labels, sizes, strict=True) for _ in range(n)]
+        if closed.effects:
+            return cls(closed, [])
+        return cls(closed, _worth_keeping(closed, flat))
+
+    def evaluate(
+        self, args: Sequence[Any], known: dict[Var, Any], wanted: Sequence[Any]
+    ) -> list[Any]:
+        """Return the values of variables; no more is computed than they need."""
+        jaxpr = self.closed.jaxpr
+        found = dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
+        found |= dict(zip(jaxpr.invars, args, strict=True)) | known
+
+        def read(atom: Any) -> Any:
+            return atom.val if isinstance(atom, Literal) else found[atom]
+
+        for eqn in _needed(jaxpr.eqns, wanted, found):
+            outs = bind(eqn, [read(atom) for atom in eqn.invars])
+            found |= dict(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in wanted]
+
+
+def _worth_keeping(closed: ClosedJaxpr, labels: Sequence[set[str]]) -> list[Var]:
+    """Return what depends on x and the rows, not on y, and is used where y is."""
+    jaxpr, kept = closed.jaxpr, {_X, _ROWS}
+    on = dict(zip(jaxpr.invars, labels, strict=True))
+    values: dict[Var, None] = {}
+
+    def look(atoms: Iterable[Any]) -> None:
+        for atom in atoms:
+            if isinstance(atom, Var) and on.get(atom) == kept:
+                values[atom] = None
+
+    for eqn in jaxpr.eqns:
+        own = [on.get(a, set()) for a in eqn.invars if isinstance(a, Var)]
+        label = set().union(*own)
+        on |= dict.fromkeys(eqn.outvars, label)
+        if label != kept:
+            look(eqn.invars)
+    look(jaxpr.outvars)
+    return list(values)
+
+
+def _needed(
+    eqns: Sequence[JaxprEqn], wanted: Iterable[Any], found: dict[Var, Any]
+) -> list[JaxprEqn]:
+    """Return the equations that what is wanted depends on, in order."""
+    open_ = {a for a in wanted if isinstance(a, Var) and a not in found}
+    needed = []
+    for eqn in reversed(eqns):
+        if open_.isdisjoint(eqn.outvars):
+            continue
+        needed.append(eqn)
+        open_ |= {a for a in eqn.invars if isinstance(a, Var) and a not in found}
+    return needed[::-1]
