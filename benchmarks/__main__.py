@@ -12,6 +12,7 @@ PLAIN = {
     "compiling": "what does the streaming pass cost?",
     "streaming": "a round over a million clients",
     "data": "cohorts from 100,000 clients: time and memory",
+    "estimators": "estimators of the hypergradient on a federated quadratic",
     "learned_weights": "learned client weights, noisy labels and unequal clients",
     "personalisation": "which model do clients adapt best?",
 }

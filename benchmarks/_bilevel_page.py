@@ -47,15 +47,19 @@ class Curves(NamedTuple):
         return np.asarray(found)
 
 
-def curves(kept: Mapping[str, Any], split: str, metric: str) -> Curves | None:
+def curves(
+    study: Study, found: Mapping[str, Any], label: str, split: str, metric: str
+) -> Curves | None:
     """Return what is kept of a series on a split; None if nothing is."""
-    runs = list(kept["splits"].get(split, {"runs": {}})["runs"].values())
+    kept = found.get(label, {"splits": {}})["splits"]
+    runs = list(kept.get(split, {"runs": {}})["runs"].values())
     if not runs or metric not in runs[0]:
         return None
     steps = np.asarray(runs[0]["steps"])
     values = np.asarray([run[metric] for run in runs])
     sent = sum(runs[0]["bytes"]) / 1e6
-    return Curves(values, steps * runs[0]["rounds"], steps * sent, runs[0])
+    rounds = study.series[label].rounds or runs[0]["rounds"]
+    return Curves(values, steps * rounds, steps * sent, runs[0] | {"rounds": rounds})
 
 
 def write_page(name: str, study: Study, found: Mapping[str, Any]) -> None:
@@ -81,7 +85,7 @@ def _table(study: Study, found: Mapping[str, Any], split: str) -> str:
     columns["megabytes"] = f"MB to {study.targets[-1]:.1%}"
     rows = []
     for label in study.series:
-        own = curves(found[label], split, study.metric) if label in found else None
+        own = curves(study, found, label, split, study.metric)
         if own is None:
             continue
         down, up = (sent / 1e3 for sent in own.run["bytes"])
@@ -92,7 +96,7 @@ def _table(study: Study, found: Mapping[str, Any], split: str) -> str:
             "final": _mean(own.final(), ".4f") + f" at {own.rounds[-1]}",
         }
         for metric in study.others:
-            other = curves(found[label], split, metric)
+            other = curves(study, found, label, split, metric)
             row[metric] = "" if other is None else _mean(other.final(), ".3f")
         for target in study.targets:
             row[f"to {target}"] = _rounds(own.rounds_to(target))
@@ -146,8 +150,7 @@ def _figure(study: Study, found: Mapping[str, Any], path: Any) -> None:
         drawn = {
             label: own
             for label in study.series
-            if label in found
-            and (own := curves(found[label], split, study.metric)) is not None
+            if (own := curves(study, found, label, split, study.metric)) is not None
         }
         _panel(left, study, {k: (c.rounds, c) for k, c in drawn.items()})
         _panel(right, study, {k: (c.megabytes, c) for k, c in drawn.items()})
@@ -175,4 +178,5 @@ def _panel(
     axes.set_axisbelow(True)
     axes.set_xscale("log")
     axes.set_ylim(bottom=min(max(lows), 0.6))
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    if lines:
+        axes.legend(frameon=False, fontsize=8, loc="lower right")

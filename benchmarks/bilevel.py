@@ -138,11 +138,7 @@ def run(job: Job) -> dict[str, Any]:
 
     study = STUDIES[job.study]
     series = study.series[job.series]
-    values = {**study.splits[job.split], **series.set, "rounds": series.steps}
-    values |= {"algorithm": dict(series.algorithm), "eval_every": series.every}
-    values |= {"checkpoint_every": series.steps}
-    values |= {"seed": job.seed, "data.seed": job.seed}
-    path = ROOT / "configs" / study.config
+    path, values = ROOT / "configs" / study.config, overrides(study, job)
     experiment = load(path, ALGORITHMS, overrides=values)
     algorithm, task = build(ALGORITHMS, experiment)
     if series.start != "as configured":
@@ -162,6 +158,15 @@ def run(job: Job) -> dict[str, Any]:
         **{name: [round(row[name], 5) for row in tested] for name in names},
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def overrides(study: Study, job: Job) -> dict[str, Any]:
+    """Return what a run replaces of the study's configuration."""
+    series = study.series[job.series]
+    values = {**study.splits[job.split], **series.set, "rounds": series.steps}
+    values |= {"algorithm": dict(series.algorithm), "eval_every": series.every}
+    values |= {"checkpoint_every": series.steps}
+    return values | {"seed": job.seed, "data.seed": job.seed}
 
 
 def _from(start: Start, algorithm: Any, experiment: Any) -> Any:

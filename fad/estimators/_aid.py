@@ -57,7 +57,8 @@ def aid(
         solver: Of ``fad.solvers``; minimises the lower level.
         steps: The solver's steps T; 0 differentiates at the y that is there.
         solve: ``"cg"``, conjugate gradients; ``"neumann"``, the first ``terms + 1``
-            terms of ``step sum_j (I - step H)^j``; ``"random-neumann"``, FedNest's
+            terms of ``step sum_j (I - step H)^j``, of which the first alone, ``v = step
+            grad_y f``, is T1-T2; ``"random-neumann"``, FedNest's
             FedIHGP: ``terms * step`` times one factor of random length below terms,
             unbiased for the sum of that many terms; ``"fixed-point"``, as many steps of
             ``v <- v - step (H v - grad_y f)`` from the last estimate's v (SOBA).
@@ -94,15 +95,17 @@ def aid(
 
     References:
         Pedregosa, "Hyperparameter optimization with approximate gradient", ICML 2016;
-        Lorraine et al., "Optimizing millions of hyperparameters by implicit
-        differentiation", AISTATS 2020; Tarzanagh et al., "FedNest: federated bilevel,
-        minimax, and compositional optimization", ICML 2022 (FedIHGP); Dagréou et al.,
-        "A framework for bilevel optimization", NeurIPS 2022 (SOBA).
+        Luketina et al., "Scalable gradient-based tuning of continuous regularization
+        hyperparameters", ICML 2016 (T1-T2); Lorraine et al., "Optimizing millions of
+        hyperparameters by implicit differentiation", AISTATS 2020; Tarzanagh et al.,
+        "FedNest: federated bilevel, minimax, and compositional optimization", ICML 2022
+        (FedIHGP); Dagréou et al., "A framework for bilevel optimization", NeurIPS 2022
+        (SOBA).
     """
     call = "fad.estimators.aid"
     check_problem(call, problem)
     steps = check_count(call, "steps", steps, least=0)
-    terms = check_count(call, "terms", terms, least=1)
+    terms = check_count(call, "terms", terms, least=0 if solve == "neumann" else 1)
     second = second_order(call, products, delta)
     system = _system(call, solve, terms, step)
     kinds = {"global": Aid, "local": LocalAid}

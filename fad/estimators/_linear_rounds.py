@@ -60,6 +60,8 @@ def _richardson(product: Product, b: Any, v: Any, terms: int, step: Any) -> Any:
         return add(v, r, -step), norm(r)
 
     v, sizes = jax.lax.scan(one, v, jnp.arange(terms))
+    if not terms:
+        return v, Trust()
     growing = (sizes[1:] > sizes[:-1]).any() if terms > 1 else jnp.array(False)
     return v, Trust(linear=_ratio(sizes[-1], norm(b)), growing=growing)
 

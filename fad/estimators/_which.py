@@ -1,10 +1,12 @@
 """What each estimator would cost on a problem, before any is run."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
+from fad._errors import FadError
 from fad.estimators._aggitd import aggitd
 from fad.estimators._aid import aid
 from fad.estimators._bilevel import Bilevel
@@ -27,6 +29,8 @@ class Option:
         second_order: Products with a client's second derivatives.
         target: What it converges to.
         bias: What of it is left out.
+        remaining: Where the curvature is known, the share of ``H^-1 grad_y f`` that is
+            left out at most; None where nothing of the kind is known.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Option:
     second_order: int
     target: Target
     bias: str
+    remaining: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class Options:
 
     def __str__(self) -> str:
         """Return a table, a line per option."""
-        head = ("estimator", "rounds", "down", "up", "2nd order", "target", "left out")
+        head = ("estimator", "rounds", "down", "up", "2nd order", "at most", "target")
+        head = (*head, "left out")
         lines = [head] + [
             (
                 row.name,
@@ -54,6 +60,7 @@ class Options:
                 str(row.bytes_down),
                 str(row.bytes_up),
                 str(row.second_order),
+                "" if row.remaining is None else f"{row.remaining:.1g}",
                 row.target,
                 row.bias,
             )
@@ -62,7 +69,7 @@ class Options:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         return "\n".join(
             "  ".join(
-                cell.rjust(w) if 1 <= i <= 4 else cell.ljust(w)
+                cell.rjust(w) if 1 <= i <= 5 else cell.ljust(w)
                 for i, (cell, w) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
@@ -79,6 +86,7 @@ def which(
     steps: int,
     lr: Any,
     terms: int = 10,
+    curvature: tuple[float, float] | None = None,
 ) -> Options:
     """Lay out every estimator for a problem: rounds, bytes, work, what it leaves out.
 
@@ -93,12 +101,18 @@ def which(
         steps: Its steps.
         lr: The step of those that bring a lower level of their own, and of the series.
         terms: Products of the implicit ones.
+        curvature: Bounds (mu, L) of the mean lower Hessian's eigenvalues, if known:
+            ``remaining`` is then ``|1 - lr h|^(terms + 1)`` at the worse bound h for a
+            Neumann series, the same to the power ``steps`` for aggregated iterative
+            differentiation, and ``2 q^terms`` with ``q = (sqrt(L / mu) - 1) /
+            (sqrt(L / mu) + 1)`` for conjugate gradients, in the norm of the Hessian.
+            What y lacks comes on top.
 
     Returns:
         The options, fewest rounds first.
 
     Raises:
-        FadError: As the estimators.
+        FadError: As the estimators; if the curvature is not ``0 < mu <= L``.
 
     Example:
         >>> import jax, jax.numpy as jnp, fad
@@ -128,12 +142,21 @@ def which(
         "penalty": penalty(problem, steps=t, lr=lr, penalty=100.0),
         "zeroth order": zeroth_order(problem, solver, steps=t),
     }
-    rows = [_option(name, e, x, y, cohorts) for name, e in estimators.items()]
+    left = {} if curvature is None else _remaining(curvature, steps, lr, terms)
+    rows = [
+        _option(name, e, x, y, cohorts, left.get(name))
+        for name, e in estimators.items()
+    ]
     return Options(tuple(sorted(rows, key=lambda row: row.rounds)))
 
 
 def _option(
-    name: str, estimator: BilevelEstimator, x: Any, y: Any, cohorts: Any
+    name: str,
+    estimator: BilevelEstimator,
+    x: Any,
+    y: Any,
+    cohorts: Any,
+    remaining: float | None,
 ) -> Option:
     def report(x: Any, y: Any, cohorts: Any) -> Any:
         first = jax.tree.map(lambda a: a[0], cohorts)
@@ -149,4 +172,24 @@ def _option(
         found.second_order,
         estimator.target,
         estimator.bias,
+        remaining,
     )
+
+
+def _remaining(
+    curvature: tuple[float, float], steps: int, lr: Any, terms: int
+) -> dict[str, float]:
+    """Return what the linear solves leave out at most, by the estimators' names."""
+    mu, most = (float(bound) for bound in curvature)
+    if not 0 < mu <= most < math.inf:
+        raise FadError(
+            f"fad.estimators.which: curvature is ({mu:g}, {most:g}); expected (mu, L) "
+            "with 0 < mu <= L. The lower level must be strongly convex."
+        )
+    contraction = max(abs(1 - float(lr) * mu), abs(1 - float(lr) * most))
+    root = math.sqrt(most / mu)
+    return {
+        "aid, neumann": contraction ** (terms + 1),
+        "aid, cg": min(1.0, 2 * ((root - 1) / (root + 1)) ** terms),
+        "aggitd": contraction**steps,
+    }

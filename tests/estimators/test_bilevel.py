@@ -104,8 +104,9 @@ def test_conjugate_gradients_are_exact_in_as_many_terms_as_numbers(heterogeneity
     assert abs(missing - change) < 0.5 * abs(change)  # To first order.
 
 
-@pytest.mark.parametrize("terms", [1, 5])
+@pytest.mark.parametrize("terms", [0, 1, 5])
 def test_a_neumann_series_is_its_first_terms(terms):
+    """The first alone is T1-T2."""
     data = make_data()
     problem, cohorts = fad.data.quadratic_problem(data)
     options = {"solve": "neumann", "terms": terms, "step": LR}
@@ -114,6 +115,7 @@ def test_a_neumann_series_is_its_first_terms(terms):
     v = series(data.mean.A, upper(data, y)[2], terms)
     np.testing.assert_allclose(found.hypergradient, implicit(data, y, v), **CLOSE)
     assert not found.report.growing
+    assert found.report.rounds == 2 + terms + 2
 
 
 def test_fedihgp_is_in_the_mean_the_sum_of_its_terms():
@@ -358,6 +360,29 @@ def test_which_lays_out_every_estimator_before_any_runs():
     lines = str(options).splitlines()
     assert len(lines) == len(options.rows) + 1
     assert "the R-round map" in str(options)
+
+
+def test_which_bounds_what_the_linear_solves_leave_out():
+    data = make_data()
+    problem, cohorts = fad.data.quadratic_problem(data)
+    solver, lr = gradient_descent(), LR
+    eigenvalues = np.linalg.eigvalsh(data.mean.A)
+    curvature = float(eigenvalues[0]), float(eigenvalues[-1])
+    options = {"solver": solver, "steps": 3, "lr": lr, "terms": 2}
+    found = E.which(problem, X, Y, cohorts, curvature=curvature, **options)
+    left = {row.name: row.remaining for row in found.rows}
+    worst = max(abs(1 - lr * h) for h in curvature)
+    assert left["aid, neumann"] == pytest.approx(worst**3)
+    assert left["aggitd"] == pytest.approx(worst**3)
+    assert left["itd, reverse"] is left["aid, local"] is left["penalty"] is None
+
+    v = np.linalg.solve(data.mean.A, np.ones(4))
+    short = series(data.mean.A, np.ones(4), 2)
+    assert np.linalg.norm(short - v) <= left["aid, neumann"] * np.linalg.norm(v)
+    assert 0 < left["aid, cg"] < 1
+    assert f"{worst**3:.1g}" in str(found)
+    with pytest.raises(fad.FadError, match=r"which: curvature is \(0, 1\); expected"):
+        E.which(problem, X, Y, cohorts, curvature=(0, 1), **options)
 
 
 def _first(cohorts):

@@ -1,0 +1,90 @@
+"""The federated bilevel benchmark: its settings load, and its scores are right."""
+
+import json
+
+import numpy as np
+import pytest
+
+from algorithms import ALGORITHMS
+from benchmarks import _bilevel_page as page
+from benchmarks import bilevel
+from benchmarks._bilevel_studies import SHARDS, STUDIES, Series, Study
+from benchmarks._report import ROOT
+from fad.experiment import load
+
+RUNS = [
+    (name, label, split)
+    for name, study in STUDIES.items()
+    for label, series in study.series.items()
+    for split in (series.splits or study.splits)
+]
+
+
+@pytest.mark.parametrize(("name", "label", "split"), RUNS)
+def test_every_run_has_a_configuration(name, label, split):
+    study = STUDIES[name]
+    values = bilevel.overrides(study, bilevel.Job(name, label, split, 3))
+    experiment = load(ROOT / "configs" / study.config, ALGORITHMS, overrides=values)
+    assert experiment.seed == experiment.data.seed == 3
+    assert experiment.rounds == study.series[label].steps
+    json.dumps(study.series[label].settings())
+
+
+def make_curves(*values, rounds=4, each=1.5):
+    steps = 10 * (1 + np.arange(len(values[0])))
+    return page.Curves(np.asarray(values), steps * rounds, steps * each, {})
+
+
+def test_a_target_is_reached_by_a_trailing_mean():
+    curves = make_curves([0.0, 0.9, 0.0, 0.6, 0.6, 0.6], [0.6] * 6, [0.1] * 6)
+    # (0.9 + 0 + 0.6) / 3 at the fourth evaluation.
+    assert curves.rounds_to(0.5).tolist() == [160, 40, np.inf]
+
+
+def test_the_final_value_is_a_mean_of_the_last():
+    assert make_curves([9.0, 1, 2, 3, 4, 5]).final().tolist() == [3.0]
+
+
+def test_cells():
+    assert page._rounds(np.array([100.0, 140.0])) == "120 ± 28"
+    assert page._rounds(np.array([100.0, np.inf])) == "1 of 2 seeds"
+
+
+def test_other_settings_are_run_again():
+    series = Series({"name": "fednest"}, 5, splits=(SHARDS,))
+    study = Study("t", "mnist_fednest.toml", {SHARDS: {}}, {"a": series}, (0.5,))
+    own = json.loads(json.dumps(series.settings()))
+    found = {"a": {"settings": own}, "gone": {"settings": own}}
+    bilevel._forget(found, study, again=False)
+    assert list(found) == ["a"]
+    found["a"]["settings"]["steps"] = 6
+    bilevel._forget(found, study, again=False)
+    assert not found
+
+
+def test_long_runs_begin_first():
+    options = bilevel._options(["hyper_representation", "--seeds", "2"])
+    study = STUDIES["hyper_representation"]
+    jobs = bilevel._jobs("hyper_representation", study, options)
+    assert jobs[0].series == "FedNest, tau = 5"
+    assert len(jobs) == 2 * sum(
+        len(s.splits or study.splits) for s in study.series.values()
+    )
+    paper = bilevel._options(["hyper_representation", "--part", "paper"])
+    names = {j.series for j in bilevel._jobs("hyper_representation", study, paper)}
+    assert names == {"FedNest", "LFedNest", "FedNest-SGD", "FedNest, tau = 5"}
+
+
+def test_a_page_of_what_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "ROOT", tmp_path)
+    (tmp_path / "docs" / "experiments").mkdir(parents=True)
+    study = STUDIES["hyper_cleaning"]
+    run = {"rounds": 6, "bytes": [1000, 2000], "steps": [10, 20], "seconds": 60.0}
+    run |= {"accuracy": [0.8, 0.9], "clean_auc": [0.9, 0.97]}
+    runs = {"runs": {"0": run, "1": run}}
+    found = {"AggITD": {"settings": {}, "splits": {SHARDS: runs}}}
+    page.write_page("hyper_cleaning", study, found)
+    text = (tmp_path / "docs" / "experiments" / "hyper_cleaning.md").read_text()
+    assert "| AggITD | 6 | 1 + 2 | 0.8500 ± 0.0000 at 120 | 0.935 ± 0.000 |" in text
+    assert "All 2 runs took 2 minutes of one core." in text
+    assert (tmp_path / "docs" / "experiments" / "hyper_cleaning.png").exists()
