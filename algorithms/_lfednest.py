@@ -31,23 +31,22 @@ class State(NamedTuple):
         return self.x, self.y
 
 
-def local_epoch(problem, solver, inner_steps, series, lr, keep):
+def local_epoch(problem, solver, inner_steps, series, lr, keep, groups):
     """Return FedInn and LFedOut: steps of x along local hypergradients, one round."""
 
     def epoch(state, cohort, key):
         x, y = state
-
-        fixed, kept = problem, jax.tree.map(lambda a: a[None], cohort)
+        cohorts = in_groups(cohort, groups)
+        fixed, kept = problem, cohorts
         if keep:
-            fixed, kept = fad.estimators.hoist(problem, x, y, kept)
-        lower = jax.tree.map(lambda a: a[0], kept).lower
+            fixed, kept = fad.estimators.hoist(problem, x, y, cohorts)
 
         def loss(y, *examples):
             return fixed.lower(x, y, *examples)
 
         def inner(carry, t):
             own = jax.random.fold_in(key, t) if problem.random else None
-            return solver.step(loss, *carry, lower, own), None
+            return solver.step(loss, *carry, group_at(kept, t).lower, own), None
 
         start = y, solver.init(y, cohort.lower)
         (y, _), _ = jax.lax.scan(inner, start, jnp.arange(inner_steps))
@@ -57,7 +56,8 @@ def local_epoch(problem, solver, inner_steps, series, lr, keep):
             delta = jax.tree.map(jnp.subtract, moved, x)
             return client.g_y(x, y), (client.f(x, y), delta)
 
-        q, (value, delta) = fad.estimators.round_means(problem, work, cohort, key)
+        own = group_at(cohorts, inner_steps)
+        q, (value, delta) = fad.estimators.round_means(problem, work, own, key)
         x = jax.tree.map(jnp.add, x, delta)
         metrics = {
             "upper_loss": value,
@@ -67,6 +67,27 @@ def local_epoch(problem, solver, inner_steps, series, lr, keep):
         return State(x, y), metrics
 
     return epoch
+
+
+def in_groups(cohort: Any, groups: int) -> Any:
+    """Divide a cohort among the rounds of an epoch: ``[n, *] -> [groups, n / groups]``.
+
+    Raises:
+        FadError: If that leaves clients over.
+    """
+    n = cohort.num_clients
+    if n % groups:
+        raise fad.FadError(
+            f"groups: {n} clients cannot be divided into {groups} groups alike. Choose "
+            f"a cohort of {n - n % groups + groups}."
+        )
+    return jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), cohort)
+
+
+def group_at(cohorts: Any, j: Any) -> Any:
+    """Return the group of round ``j``, from 0: they are taken in turn."""
+    k = jax.tree.leaves(cohorts)[0].shape[0]
+    return jax.tree.map(lambda a: a[0 if k == 1 else j % k], cohorts)
 
 
 def _descend(client, x, y, lr, series, key):

@@ -27,7 +27,7 @@ import jax
 import optax
 
 import fad
-from algorithms._lfednest import State
+from algorithms._lfednest import State, group_at, in_groups
 from algorithms._ranges import check_range
 from algorithms.fednest import fed_out
 from fad.estimators import Bilevel
@@ -45,6 +45,7 @@ def aggitd(
     step: float | None = None,
     form: Literal["sum", "random"] = "sum",
     keep: bool = True,
+    groups: int = 1,
 ) -> fad.Algorithm:
     """Build FBO-AggITD.
 
@@ -60,6 +61,8 @@ def aggitd(
         form: ``sum``, or ``random``: the paper's, of a random step of the N.
         keep: Whether clients keep, for an epoch, what of their lower losses does not
             depend on y (``fad.estimators.hoist``): faster, for memory.
+        groups: Groups that the cohort is divided into, which take the rounds of an
+            epoch in turn; in the authors' code each step of a level has its own.
 
     Returns:
         The algorithm, whose cohorts are ``AtClients(fad.estimators.Split)``. Its
@@ -75,8 +78,9 @@ def aggitd(
         return State(init_x(for_x), init_y(for_y))
 
     def epoch(state, cohort, key):
-        cohorts = jax.tree.map(lambda a: a[None], cohort)
-        start = estimator.init(state.x, state.y, cohort)
+        cohorts = in_groups(cohort, groups)
+        own = group_at(cohorts, inner_steps)
+        start = estimator.init(state.x, state.y, own)
         found = estimator.estimate(state.x, start, cohorts, key)
         y, h = found.state.y, found.hypergradient
         metrics = {
@@ -84,7 +88,7 @@ def aggitd(
             "hypergradient": optax.tree.norm(h),
             "lower_residual": found.report.lower,
         }
-        return State(fed_out(problem, state.x, y, h, cohort, key, upper_lr), y), metrics
+        return State(fed_out(problem, state.x, y, h, own, key, upper_lr), y), metrics
 
     return fad.Algorithm(init, epoch)
 
@@ -100,11 +104,12 @@ class Config:
     step: float | None = None
     form: Literal["sum", "random"] = "sum"
     keep: bool = True
+    groups: int = 1
 
     def __post_init__(self):
         """Check the ranges."""
         check_range(self, "(0, inf)", "lower_lr", "upper_lr")
-        check_range(self, "[1, inf)", "inner_steps", "passes")
+        check_range(self, "[1, inf)", "inner_steps", "passes", "groups")
         if self.step is not None:
             check_range(self, "(0, inf)", "step")
 

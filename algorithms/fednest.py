@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import optax
 
 import fad
-from algorithms._lfednest import State, local_epoch
+from algorithms._lfednest import State, group_at, in_groups, local_epoch
 from algorithms._ranges import check_range
 from fad.estimators import Bilevel
 
@@ -60,6 +60,7 @@ def fednest(
     neumann_step: float,
     random: bool = False,
     keep: bool = True,
+    groups: int = 1,
 ) -> fad.Algorithm:
     """Build FedNest or one of its variants.
 
@@ -77,6 +78,8 @@ def fednest(
         random: Whether the series has a random length.
         keep: Whether clients keep, for an epoch, what of their lower losses does not
             depend on y (``fad.estimators.hoist``): faster, for memory.
+        groups: Groups that the cohort is divided into, which take the rounds of an
+            epoch in turn; in the authors' code each step of a level has its own.
 
     Returns:
         The algorithm, whose cohorts are ``AtClients(fad.estimators.Split)``. Its
@@ -90,7 +93,7 @@ def fednest(
     )
     outer = _global if variant in ("fednest", "fednest-sgd") else local_epoch
     series = {"terms": terms, "step": neumann_step, "random": random}
-    epoch = outer(problem, solver, inner_steps, series, upper_lr, keep)
+    epoch = outer(problem, solver, inner_steps, series, upper_lr, keep, groups)
 
     def init(key):
         for_x, for_y = jax.random.split(key)
@@ -99,7 +102,7 @@ def fednest(
     return fad.Algorithm(init, epoch)
 
 
-def _global(problem, solver, inner_steps, series, lr, keep):
+def _global(problem, solver, inner_steps, series, lr, keep, groups):
     """FedInn, FedIHGP and FedOut."""
     estimator = fad.estimators.aid(
         problem,
@@ -112,12 +115,13 @@ def _global(problem, solver, inner_steps, series, lr, keep):
     )
 
     def epoch(state, cohort, key):
-        cohorts = jax.tree.map(lambda a: a[None], cohort)
-        start = estimator.init(state.x, state.y, cohort)
+        cohorts = in_groups(cohort, groups)
+        own = group_at(cohorts, inner_steps)
+        start = estimator.init(state.x, state.y, own)
         found = estimator.estimate(state.x, start, cohorts, key)
         y = found.state.y
 
-        x = fed_out(problem, state.x, y, found.hypergradient, cohort, key, lr)
+        x = fed_out(problem, state.x, y, found.hypergradient, own, key, lr)
         metrics = {
             "upper_loss": found.value,
             "hypergradient": optax.tree.norm(found.hypergradient),
@@ -159,11 +163,12 @@ class Config:
     neumann_step: float = 0.01
     random: bool = False
     keep: bool = True
+    groups: int = 1
 
     def __post_init__(self):
         """Check the ranges."""
         check_range(self, "(0, inf)", "lower_lr", "upper_lr", "neumann_step")
-        check_range(self, "[1, inf)", "inner_steps", "passes", "terms")
+        check_range(self, "[1, inf)", "inner_steps", "passes", "terms", "groups")
 
 
 def build(config: Config, task: Any) -> fad.Algorithm:

@@ -150,7 +150,7 @@ HYPER_REPRESENTATION = Study(
         "LFedNest": Series(_nest("lfednest"), 500, seconds=60),
         "FedNest-SGD": Series(_nest("fednest-sgd"), 445, seconds=70),
         "FedNest, tau = 5": Series(
-            _nest(), 400, seconds=120, set={"bilevel.upper_epochs": 5}
+            _nest(), 300, seconds=100, set={"bilevel.upper_epochs": 5}
         ),
         "LFedNest-SVRG": _other(_nest("lfednest-svrg"), 300, 45),
         "AggITD, N = 1": _other({**_AGGITD, "inner_steps": 1}, 400, 65),
@@ -180,15 +180,15 @@ IMBALANCE = Study(
     targets=(0.85, 0.895),
     about=TUNED,
     series={
-        "no tuning": Series(_nest(**{**_TUNE, "upper_lr": NEVER}), 250, 10),
-        "FedNest": Series(_nest(**_TUNE), 250, 10),
-        "FedNest-SGD": Series(_nest("fednest-sgd", **_TUNE), 250, 10),
-        "LFedNest": Series(_nest("lfednest", **_TUNE), 250, 10, 40),
-        "AggITD": Series(_TUNE_AGGITD, 200, 10),
-        "SimFBO": Series(_TUNE_SIMFBO, 400, 10),
-        "centralised": Series({**_ALL, "upper_lr": 1.0}, 300, 10, splits=(IID,)),
+        "no tuning": Series(_nest(**{**_TUNE, "upper_lr": NEVER}), 150),
+        "FedNest": Series(_nest(**_TUNE), 150),
+        "FedNest-SGD": Series(_nest("fednest-sgd", **_TUNE), 150, splits=(SHARDS,)),
+        "LFedNest": Series(_nest("lfednest", **_TUNE), 200, splits=(SHARDS,)),
+        "AggITD": Series(_TUNE_AGGITD, 150),
+        "SimFBO": Series(_TUNE_SIMFBO, 300, splits=(SHARDS,)),
+        "centralised": Series({**_ALL, "upper_lr": 1.0}, 200, splits=(IID,)),
         "centralised, no tuning": Series(
-            {**_ALL, "upper_lr": NEVER}, 300, 10, splits=(IID,)
+            {**_ALL, "upper_lr": NEVER}, 200, splits=(IID,)
         ),
     },
 )

@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +64,8 @@ def main(argv: Sequence[str]) -> int:
             _kept(found, study, job)["runs"][str(job.seed)] = run
             path.write_text(json.dumps(found) + "\n")
             last, minutes = run["accuracy"][-1], (time.perf_counter() - began) / 60
-            print(f"{minutes:5.1f} min: {' '.join(map(str, job[1:]))}: {last}")
+            line = f"{minutes:5.1f} min: {' '.join(map(str, job[1:]))}: {last}"
+            print(line, flush=True)
     write_page(options.study, study, found)
     return 0
 
@@ -106,14 +106,11 @@ def _run_all(jobs: Sequence[Job], processes: int) -> Iterator[tuple[Job, Any]]:
     cores = context.Queue()
     for core in range(processes):
         cores.put(core)
-    with tempfile.TemporaryDirectory() as cache:
-        pool = ProcessPoolExecutor(
-            processes, context, initializer=_own_core, initargs=(cores, cache)
-        )
-        with pool:
-            waiting = {pool.submit(run, job): job for job in jobs}
-            for done in as_completed(waiting):
-                yield waiting[done], done.result()
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        context.Pool(processes, _own_core, (cores, cache)) as pool,  # ended with us
+    ):
+        yield from pool.imap_unordered(_named_run, jobs)
 
 
 def _own_core(cores: Any, cache: str) -> None:
@@ -126,6 +123,10 @@ def _own_core(cores: Any, cache: str) -> None:
 
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _named_run(job: Job) -> tuple[Job, dict[str, Any]]:
+    return job, run(job)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from fad.estimators._bilevel import (
     Split,
     check_cohorts,
     check_problem,
-    cohort_at,
 )
 from fad.placement import AtClients, program
 from fad.primitives import map as fad_map
@@ -39,8 +38,8 @@ def hoist(
     compute once and keep, and x is sent to them once. That takes memory for each client
     of the cohort. ``aid`` and ``aggitd`` do it where told to ``keep``.
 
-    With several cohorts, each of which meets its losses once, nothing is kept; nor is
-    what a function of its own jit computes, of which only some depends on y.
+    Nothing is kept of what a function with a jit of its own computes, if some of it
+    depends on y.
 
     Args:
         problem: The problem.
@@ -81,13 +80,12 @@ def hoist(
         lambda a: jax.ShapeDtypeStruct(a.shape[3:], a.dtype),
         cohorts.unsafe_gather().lower.examples,
     )
-    stacked = jax.tree.leaves(cohorts)[0].shape[0]
     keys = [jax.eval_shape(lambda: jax.random.key(0))] if problem.random else []
-    if stacked > 1 or not _Parts.of(problem.lower, x, y, rows, keys).values:
+    if not _Parts.of(problem.lower, x, y, rows, keys).values:
         return problem, cohorts
 
     @program
-    def prepare(cohort: AtClients[Split]) -> AtClients[Split]:
+    def prepare(_: None, cohort: AtClients[Split]) -> tuple[None, AtClients[Split]]:
         def at_client(split: Split) -> Split:
             lower = split.lower
             clean = client(lower, None, problem.weighting).batches
@@ -97,7 +95,7 @@ def hoist(
                 lower=lower._replace(examples=_Prepared(lower.examples, values))
             )
 
-        return fad_map(at_client, cohort)
+        return None, fad_map(at_client, cohort)
 
     def rest(x: Any, y: Any, prepared: _Prepared, *key: jax.Array) -> jax.Array:
         parts = _Parts.of(problem.lower, x, y, prepared.examples, key)
@@ -105,8 +103,8 @@ def hoist(
         args = jax.tree.leaves((x, y, prepared.examples, key))
         return parts.evaluate(args, known, parts.closed.jaxpr.outvars)[0]
 
-    prepared = prepare(cohort_at(cohorts, 0))
-    return problem._replace(lower=rest), jax.tree.map(lambda a: a[None], prepared)
+    _, prepared = jax.lax.scan(prepare, None, cohorts)
+    return problem._replace(lower=rest), prepared
 
 
 def hoist_if(keep: bool, problem: Bilevel, x: Any, y: Any, cohorts: Any) -> Any:

@@ -6,6 +6,9 @@ import jax
 from fad._errors import ConfigError
 from fad.models._checks import counts, positive, rows
 
+# Uniform below 1 / sqrt(fan in), the default of the code that FedNest comes with.
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
 
 class Mlp(nn.Module):
     """ReLU layers and a linear one: ``[batch, *] -> [batch, classes]``.
@@ -54,7 +57,8 @@ class FedNestMlp(nn.Module):
     A dense layer of ``width``, dropout, ReLU; a dense layer of ``classes``. The
     parameters are ``{"body": ..., "header": ...}``, the first layer, which FedNest's
     upper level learns, and the last one, its lower level's: 157,000 and 2,010 of the
-    159,010 on MNIST. Dropout stands before the ReLU, as in the authors' code, and
+    159,010 on MNIST. As in the authors' code weights start uniform below ``1 / sqrt(fan
+    in)``, and dropout stands before the ReLU; it
     happens only where ``apply`` is given ``rngs={"dropout": key}``.
 
     Attributes:
@@ -95,6 +99,8 @@ class FedNestMlp(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits."""
         rows("FedNestMlp", x)
-        x = nn.Dense(self.width, name="body")(x.reshape(x.shape[0], -1))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.Dense(self.width, kernel_init=_UNIFORM, name="body")(x)
         x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
-        return nn.Dense(self.classes, name="header")(nn.relu(x))
+        x = nn.relu(x)
+        return nn.Dense(self.classes, kernel_init=_UNIFORM, name="header")(x)
