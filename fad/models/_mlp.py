@@ -57,9 +57,9 @@ class FedNestMlp(nn.Module):
     A dense layer of ``width``, dropout, ReLU; a dense layer of ``classes``. The
     parameters are ``{"body": ..., "header": ...}``, the first layer, which FedNest's
     upper level learns, and the last one, its lower level's: 157,000 and 2,010 of the
-    159,010 on MNIST. As in the authors' code weights start uniform below ``1 / sqrt(fan
-    in)``, and dropout stands before the ReLU; it
-    happens only where ``apply`` is given ``rngs={"dropout": key}``.
+    159,010 on MNIST. As in the authors' code weights start uniform below
+    ``1 / sqrt(fan in)``, and dropout stands before the ReLU; it happens only where
+    ``apply`` is given ``rngs={"dropout": key}``.
 
     Attributes:
         classes: Number of classes.

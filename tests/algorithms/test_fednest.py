@@ -56,7 +56,7 @@ def run(algorithm, cohort, epochs):
 def test_rounds_are_the_papers(name, rounds, t, n):
     _, problem, cohort = setting(steps=2)
     terms = {} if name == "aggitd" else {"terms": n}
-    algorithm = make(name, problem, inner_steps=t, **terms)
+    algorithm = make(name, problem, inner_steps=t, groups=2, **terms)
     state = algorithm.init(jax.random.key(0))
     cost = fad.plan(algorithm.step)(state, cohort, jax.random.key(0)).cost()
     assert cost.rounds == rounds(t, n)
@@ -82,6 +82,46 @@ def test_an_epoch_of_fednest_is_its_equations(steps):
     np.testing.assert_allclose(metrics["hypergradient"], np.linalg.norm(h), **CLOSE)
     np.testing.assert_allclose(metrics["upper_loss"], upper(data, y)[0], **CLOSE)
     assert metrics["growing"] == 0
+
+
+def test_groups_of_a_cohort_take_the_rounds_in_turn():
+    """Two of two clients: FedInn, the first product and the answer are the first's."""
+    data, problem, cohort = setting()
+    algorithm = make("fednest", problem, groups=2, terms=2)
+    state, _ = run(algorithm, cohort, 1)
+    c, y = data.clients, Y
+    one, two = (
+        jax.tree.map(lambda a, k=k: np.asarray(a)[k : k + 2].mean(0), c) for k in (0, 2)
+    )
+    y = y - 0.3 * (one.A @ y + one.C @ X + one.a)
+    b = two.F @ y + two.K @ X + two.f
+    v = 0.5 * b
+    for own in (one, two):
+        v = v - 0.5 * (own.A @ v - b)
+    h = one.K.T @ y + one.H @ X + one.h - one.C.T @ v
+    np.testing.assert_allclose(state.y, y, **CLOSE)
+    np.testing.assert_allclose(state.x, X - 0.2 * h, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["lfednest", "aggitd"])
+def test_groups_that_are_alike_are_one_cohort(name):
+    _, problem, cohort = setting(heterogeneity=0.0)
+    twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), cohort)
+    found = [
+        run(make(name, problem, groups=g, inner_steps=2), clients, 1)[0]
+        for g, clients in ((1, cohort), (2, twice))
+    ]
+    np.testing.assert_allclose(found[0].x, found[1].x, **CLOSE)
+    np.testing.assert_allclose(found[0].y, found[1].y, **CLOSE)
+
+
+def test_groups_must_be_alike():
+    _, problem, cohort = setting()
+    algorithm = make("fednest", problem, groups=3)
+    state = algorithm.init(jax.random.key(0))
+    match = "groups: 4 clients cannot be divided into 3 groups alike. .* cohort of 6"
+    with pytest.raises(fad.FadError, match=match):
+        algorithm.step(state, cohort, jax.random.key(0))
 
 
 @pytest.mark.parametrize("name", ["fednest", "lfednest", "aggitd"])
