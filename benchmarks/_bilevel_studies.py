@@ -181,7 +181,7 @@ IMBALANCE = Study(
     about=TUNED,
     series={
         "no tuning": Series(_nest(**{**_TUNE, "upper_lr": NEVER}), 150),
-        "FedNest": Series(_nest(**_TUNE), 150),
+        "FedNest": Series(_nest(**_TUNE), 250),
         "FedNest-SGD": Series(_nest("fednest-sgd", **_TUNE), 150, splits=(SHARDS,)),
         "LFedNest": Series(_nest("lfednest", **_TUNE), 200, splits=(SHARDS,)),
         "AggITD": Series(_TUNE_AGGITD, 150),

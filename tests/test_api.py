@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 MODULES = (
     "fad",
     "fad.aggregators",

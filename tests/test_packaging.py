@@ -12,6 +12,8 @@ import pytest
 
 import fad
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = sorted((ROOT / "fad").rglob("*.py"))
 ALGORITHMS = sorted((ROOT / "algorithms").rglob("*.py"))

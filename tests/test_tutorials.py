@@ -11,6 +11,8 @@ import pytest
 from algorithms import ALGORITHMS
 from fad.experiment import main, read_rows
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "tutorials" / "learned_aggregator.md").read_text("utf-8")
 SMALL = {

@@ -78,11 +78,11 @@ def plain_loss(aggregator: Any) -> Any:
     return run
 
 
-def one_step(aggregator: Any, theta: Any, updates: Any, weights: Any, params: Any):
-    """Return the step after the same updates came twice."""
-
+@functools.cache  # compiled once for all the arguments of a test
+def _two_steps(aggregator: Any) -> Any:
+    @jax.jit
     @fad.program
-    def run(updates, weights):
+    def run(theta, updates, weights, params):
         state = aggregator.init(params)
         step = params
         for _ in range(2):
@@ -91,7 +91,13 @@ def one_step(aggregator: Any, theta: Any, updates: Any, weights: Any, params: An
             step, state = aggregator.server(theta, state, mean, params, None)
         return step
 
-    return jax.jit(run)(fad.AtClients(updates), fad.AtClients(weights))
+    return run
+
+
+def one_step(aggregator: Any, theta: Any, updates: Any, weights: Any, params: Any):
+    """Return the step after the same updates came twice."""
+    run = _two_steps(aggregator)
+    return run(theta, fad.AtClients(updates), fad.AtClients(weights), params)
 
 
 def saturated(step: Any, mean: Any, params: Any, *, part: float) -> Any:

@@ -14,6 +14,8 @@ from algorithms.afl import Config, afl
 from tests.algorithms.conftest import init_params, loss
 from tests.algorithms.test_fedavg import python_round
 
+pytestmark = pytest.mark.once
+
 KEY, CLIENT, GAMMA, CLIENTS = jax.random.key(0), optax.sgd(0.2), 0.3, 6
 SGD: dict[str, Any] = {"server": optax.sgd(1.0), "client": CLIENT}
 

@@ -64,6 +64,7 @@ def test_examples_do_not_weigh_twice():
     load(path, ALGORITHMS, overrides={**by_size, "algorithm.weighting": "uniform"})
 
 
+@pytest.mark.once
 def test_the_readme_commands_work_in_their_order(tmp_path, monkeypatch, capsys):
     """As typed, one after the other; the comparison is what ``make demo`` runs."""
     monkeypatch.chdir(ROOT)

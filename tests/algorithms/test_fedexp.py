@@ -25,6 +25,8 @@ from tests.algorithms.test_hypergradient_descent import (
     updates,
 )
 
+pytestmark = pytest.mark.once
+
 
 def build(client_lr=CLIENT_LR, **options):
     return fedexp(loss, init_params, client=optax.sgd(client_lr), **options)

@@ -26,6 +26,8 @@ from tests.algorithms.test_hypergradient_descent import (
     updates,
 )
 
+pytestmark = pytest.mark.once
+
 
 def build(**given):
     options: Any = {"server_lr": 0.5, "rate": 2.0} | given

@@ -13,6 +13,8 @@ from algorithms.fedavg import fedavg
 from algorithms.hypergradient_descent import Config, hypergradient_descent
 from tests.algorithms.conftest import init_params, loss
 
+pytestmark = pytest.mark.once
+
 CLIENT_LR = 0.2
 MODEL = 4 * 4  # bytes: three weights and a bias in float32
 

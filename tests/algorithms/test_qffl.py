@@ -13,6 +13,8 @@ from algorithms import fedavg
 from algorithms.qffl import Config, qffl
 from tests.algorithms.conftest import init_params, loss
 
+pytestmark = pytest.mark.once
+
 KEY, LR = jax.random.key(0), 0.2
 SGD: dict[str, Any] = {"server": optax.sgd(1.0), "client": optax.sgd(LR)}
 

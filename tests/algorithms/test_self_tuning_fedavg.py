@@ -18,6 +18,8 @@ from algorithms.self_tuning_fedavg import Config, build, self_tuning_fedavg
 from tests.algorithms.conftest import init_params, loss
 from tests.algorithms.test_fedavg import python_round
 
+pytestmark = pytest.mark.once
+
 STILL = optax.sgd(0.0)  # a meta-optimizer that leaves theta where it is
 SERVERS = ("sgd", "momentum", "adam")
 LAYERS = {"w": 1.0, "b": 2.0}

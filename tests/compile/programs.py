@@ -84,14 +84,29 @@ def check_same(
     **options: Any,
 ) -> None:
     """Assert that ``fad.jit`` computes what ``jax.jit`` does."""
-    expected = jax.jit(fn)(*args)
+    check_same_for_each(fn, [args], chunks=chunks, tol=tol, **options)
+
+
+def check_same_for_each(
+    fn: Callable,
+    arguments: Sequence[tuple],
+    *,
+    chunks: Sequence[int | None] = CHUNKS,
+    tol: float = 1e-12,
+    **options: Any,
+) -> None:
+    """Do so for arguments of the same types, compiled once for all of them."""
+    plain = jax.jit(fn)
+    expected = [plain(*args) for args in arguments]
+    at_clients = lambda v: isinstance(v, fad.AtClients)  # noqa: E731
     for chunk in chunks:
-        actual = fad.jit(fn, chunk=chunk, **options)(*args)
-        at_clients = lambda v: isinstance(v, fad.AtClients)  # noqa: E731
-        assert jax.tree.structure(actual, at_clients) == jax.tree.structure(
-            expected, at_clients
-        )
-        assert_same(actual, expected, tol=tol)
+        streamed = fad.jit(fn, chunk=chunk, **options)
+        for args, want in zip(arguments, expected, strict=True):
+            actual = streamed(*args)
+            assert jax.tree.structure(actual, at_clients) == jax.tree.structure(
+                want, at_clients
+            )
+            assert_same(actual, want, tol=tol)
 
 
 def temp_bytes(fn: Callable, *args: Any, chunk: int | None = 1) -> int:

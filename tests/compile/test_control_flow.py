@@ -9,6 +9,7 @@ from tests.compile.programs import (
     CLIENTS,
     average,
     check_same,
+    check_same_for_each,
     make_data,
     make_params,
     make_weights,
@@ -116,39 +117,39 @@ def test_a_scan_over_client_values_that_stay_there():
     check_same(run, jnp.ones(2), cohorts, chunks=(1, 3, None))
 
 
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_switch(index):
+def test_switch():
     @fad.program
     def run(index, x):
         branches = [fad.sum, fad.mean, lambda d: fad.sum(fad.map(jnp.square, d))]
         return jax.lax.switch(index, branches, x)
 
-    check_same(run, jnp.asarray(index), fad.AtClients(jnp.arange(7.0)))
+    x = fad.AtClients(jnp.arange(7.0))
+    check_same_for_each(run, [(jnp.asarray(index), x) for index in range(3)])
 
 
-@pytest.mark.parametrize("flag", [True, False])
-def test_a_cond_that_returns_client_values(flag):
+def test_a_cond_that_returns_client_values():
     @fad.program
     def run(flag, w, x):
         wide = lambda s: lambda d: fad.map(lambda v: s * jnp.outer(v, v), d)  # noqa: E731
         out = jax.lax.cond(flag, wide(w), wide(2 * w), x)
         return fad.sum(fad.map(jnp.sin, out)), out
 
-    args = jnp.asarray(flag), jnp.asarray(2.0), fad.AtClients(jnp.ones((7, 3)))
-    check_same(run, *args, chunks=(1, 3, None))
-    check_same(lambda *a: run(*a)[0], *args, chunks=(1, 3, None))
-    check_same(jax.grad(lambda *a: run(*a)[0].sum(), (1, 2)), *args)
+    x = fad.AtClients(jnp.ones((7, 3)))
+    both = [(jnp.asarray(flag), jnp.asarray(2.0), x) for flag in (True, False)]
+    check_same_for_each(run, both, chunks=(1, 3, None))
+    check_same_for_each(lambda *a: run(*a)[0], both, chunks=(1, 3, None))
+    check_same_for_each(jax.grad(lambda *a: run(*a)[0].sum(), (1, 2)), both)
 
 
-@pytest.mark.parametrize("flag", [True, False])
-def test_a_cond_on_an_aggregate_with_data_passed_through(flag):
+def test_a_cond_on_an_aggregate_with_data_passed_through():
     @fad.program
-    def run(x):
-        enough = fad.sum(x)[0] > (0.0 if flag else 1e9)
+    def run(x, least):
+        enough = fad.sum(x)[0] > least
         out = jax.lax.cond(enough, lambda d: d, lambda d: fad.map(jnp.cos, d), x)
         return fad.sum(fad.map(jnp.sin, out))
 
-    check_same(run, fad.AtClients(jnp.arange(21.0).reshape(7, 3)))
+    x = fad.AtClients(jnp.arange(21.0).reshape(7, 3))
+    check_same_for_each(run, [(x, jnp.asarray(least)) for least in (0.0, 1e9)])
 
 
 def test_a_cond_in_a_scan_with_client_state():

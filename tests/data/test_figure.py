@@ -8,6 +8,8 @@ import pytest
 from fad.data import partition_dirichlet
 from fad.data._figure import figure
 
+pytestmark = pytest.mark.once
+
 
 def clients(n, *, per_client=20, classes=10):
     """Sizes and labels of clients, one of them empty."""

@@ -12,6 +12,8 @@ import pytest
 
 from fad.data._array_cache import read_arrays, write_arrays
 
+pytestmark = pytest.mark.once
+
 ARRAYS = {"image": np.arange(6, dtype=np.uint8), "age": np.arange(6) / 2}
 
 

@@ -14,6 +14,8 @@ import pytest
 from fad._cache_dir import cache_dir
 from fad.data import load
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 NAME = "fad_tiny"
 WITHIN = Path(NAME) / "1.0.0"

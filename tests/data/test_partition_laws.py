@@ -19,6 +19,8 @@ from fad.data import (
 )
 from fad.data._partition_hierarchical import _draw
 
+pytestmark = pytest.mark.once
+
 laws = settings(derandomize=True, deadline=None, max_examples=30)
 seeds = st.integers(0, 2**32)
 

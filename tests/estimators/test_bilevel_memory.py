@@ -6,8 +6,6 @@ import pytest
 
 import fad
 
-pytestmark = pytest.mark.once
-
 CLIENTS, STEPS, BATCH, FEATURES, HIDDEN = 64, 5, 10, 784, 64
 
 

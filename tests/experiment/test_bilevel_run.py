@@ -23,6 +23,8 @@ from fad.experiment import (
 )
 from fad.experiment._tasks import build
 
+pytestmark = pytest.mark.once
+
 TOML = """\
 name = "two"
 rounds = 4

@@ -16,6 +16,8 @@ from fad.experiment import BilevelConfig, DataConfig, ModelConfig, make_bilevel_
 from fad.experiment import _bilevel_problems as problems
 from fad.local.layers import StaticBatchNorm
 
+pytestmark = pytest.mark.once
+
 DATA = DataConfig(clients=10)
 NETWORK = ModelConfig(name="fednest_mlp", width=3)
 LOGISTIC = ModelConfig(name="logistic")

@@ -10,7 +10,10 @@ from fad.experiment import DataConfig, _lazy, load, main, read_rows
 from tests.experiment import fakes
 from tests.experiment.fakes import ALGORITHMS, Config, experiment
 
-pytestmark = pytest.mark.usefixtures("fake_cost", "fake_task", "no_figure")
+pytestmark = [
+    pytest.mark.usefixtures("fake_cost", "fake_task", "no_figure"),
+    pytest.mark.once,
+]
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from fad.experiment._table import Run, cells, choose
 from tests.experiment import fakes
 from tests.experiment.fakes import ALGORITHMS
 
-pytestmark = pytest.mark.usefixtures(
-    "fake_cost", "fake_task", "no_figure", "config_file"
-)
+pytestmark = [
+    pytest.mark.usefixtures("fake_cost", "fake_task", "no_figure", "config_file"),
+    pytest.mark.once,
+]
 
 TWO = """\
 name = "two"

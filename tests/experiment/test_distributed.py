@@ -9,6 +9,8 @@ from algorithms import ALGORITHMS
 from fad.experiment import main, read_rows
 from tests.distributed.job import RESTART, ROOT, Job
 
+pytestmark = pytest.mark.once
+
 CONFIG = str(ROOT / "configs" / "digits_fedavg.toml")
 FLAGS = ["--rounds", "30", "--checkpoint-every", "2", "--epochs", "2"]
 

@@ -47,7 +47,8 @@ def test_lowers_the_meta_loss(tmp_path):
     assert frozen["log"] == result.theta["log"]
 
 
-@pytest.mark.parametrize("estimator", ["reverse", "forward", "es", "pes"])
+# Those that carry a state of their own from window to window.
+@pytest.mark.parametrize("estimator", ["forward", "pes"])
 def test_resumes_bit_for_bit(tmp_path, monkeypatch, estimator):
     config = meta_training(estimator=estimator)
     whole = meta_train(config, tmp_path / "a", progress=False)
@@ -124,7 +125,8 @@ def test_one_run_that_diverges_leaves_the_others_their_step(tmp_path, capsys):
 
 
 def test_folder_is_guarded(tmp_path):
-    config, folder = meta_training(steps=2), tmp_path / "x"
+    config = meta_training(steps=1, federation=(federation(),))
+    folder = tmp_path / "x"
     with pytest.raises(RunError, match=r"nothing to resume: there is no config\.toml"):
         meta_train(config, folder, resume=True, progress=False)
     meta_train(config, folder, progress=False)

@@ -10,6 +10,8 @@ from fad.experiment import load_meta, main
 from fad.experiment._meta_config import dump_meta
 from tests.experiment.meta_subjects import federation, meta_training
 
+pytestmark = pytest.mark.once
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 

@@ -18,6 +18,8 @@ from fad.experiment import (
 )
 from fad.experiment._sets import read
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def stored(monkeypatch):

@@ -12,6 +12,8 @@ import pytest
 from fad.local import Batches, layers, train
 from tests.subjects import assert_same
 
+pytestmark = pytest.mark.once
+
 implementations = pytest.mark.parametrize("implementation", ["patches", "lax"])
 convolutions = pytest.mark.parametrize(
     "options",

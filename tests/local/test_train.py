@@ -33,7 +33,16 @@ OPTIMIZERS = {
         optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1), optax.sgd(lr)
     ),
 }
-optimizers = pytest.mark.parametrize("name", OPTIMIZERS)
+once = pytest.mark.once
+optimizers = pytest.mark.parametrize(
+    "name",
+    [
+        "sgd",
+        "adam",
+        pytest.param("momentum", marks=once),
+        pytest.param("clipped_decay", marks=once),
+    ],
+)
 
 
 def _loss(params, examples):

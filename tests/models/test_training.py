@@ -12,6 +12,8 @@ import fad
 from tests.models.subjects import SUBJECTS
 from tests.subjects import assert_same
 
+pytestmark = pytest.mark.once
+
 CLIENTS = 2
 
 

@@ -56,8 +56,15 @@ def client_while(w, d):
     return fad.mean(fad.map(work, d))
 
 
-@pytest.mark.parametrize("mode", NAMED)
-@pytest.mark.parametrize("objective", ["rounds", "memory", {"rounds": 1.0}])
+@pytest.mark.parametrize(
+    ("mode", "objective"),
+    [
+        *((mode, "rounds") for mode in NAMED),
+        ("reverse", "memory"),  # what a mode leaves open: to recompute or not
+        ("auto", "memory"),
+        ("auto", {"rounds": 1.0}),
+    ],
+)
 @pytest.mark.parametrize(
     ("fn", "args", "argnum"),
     [

@@ -208,8 +208,13 @@ MODES = {
 }
 FORWARD = ("value", "jit", "jvp", "jacfwd")
 REVERSIBLE = [name for name in HONEST if name not in NOT_REVERSIBLE]
+LONG = "self_tuning_fedavg_step"  # a derivative itself
 CASES = [
-    (name, mode)
+    pytest.param(
+        name,
+        mode,
+        marks=[pytest.mark.once] * (name == LONG and mode not in (*FORWARD, "grad")),
+    )
     for name in HONEST
     for mode in MODES
     if mode in FORWARD or name in REVERSIBLE
