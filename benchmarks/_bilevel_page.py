@@ -17,7 +17,7 @@ class Curves(NamedTuple):
     """One series on one split.
 
     Attributes:
-        values: ``[seeds, evaluations]``.
+        values: ``[seeds, evaluations]``; NaN once a run has diverged.
         rounds: ``[evaluations]``, rounds of communication.
         megabytes: ``[evaluations]``, of one client in every round, both ways.
         run: One of its runs.
@@ -29,7 +29,7 @@ class Curves(NamedTuple):
     run: dict[str, Any]
 
     def final(self) -> np.ndarray:
-        """Return the last value of every seed, ``[seeds]``."""
+        """Return the last value of every seed, ``[seeds]``; NaN if it diverged."""
         return self.values[:, -LAST:].mean(1)
 
     def rounds_to(self, target: float) -> np.ndarray:
@@ -56,7 +56,7 @@ def curves(
     if not runs or metric not in runs[0]:
         return None
     steps = np.asarray(runs[0]["steps"])
-    values = np.asarray([run[metric] for run in runs])
+    values = np.asarray([run[metric] for run in runs], float)
     sent = sum(runs[0]["bytes"]) / 1e6
     rounds = study.series[label].rounds or runs[0]["rounds"]
     return Curves(values, steps * rounds, steps * sent, runs[0] | {"rounds": rounds})
@@ -93,7 +93,7 @@ def _table(study: Study, found: Mapping[str, Any], split: str) -> str:
             "series": label,
             "rounds": own.run["rounds"],
             "sent": f"{down:.0f} + {up:.0f}",
-            "final": _mean(own.final(), ".4f") + f" at {own.rounds[-1]}",
+            "final": _final(own),
         }
         for metric in study.others:
             other = curves(study, found, label, split, metric)
@@ -104,6 +104,15 @@ def _table(study: Study, found: Mapping[str, Any], split: str) -> str:
         row["megabytes"] = _rounds(own.rounds_to(study.targets[-1]) * each)
         rows.append(row)
     return table(rows, columns)
+
+
+def _final(own: Curves) -> str:
+    """Return mean and deviation over the seeds that did not diverge."""
+    values = own.final()
+    there = values[np.isfinite(values)]
+    gone = len(values) - len(there)
+    text = _mean(there, ".4f") if len(there) else "-"
+    return f"{text} at {own.rounds[-1]}" + (f" ({gone} diverged)" if gone else "")
 
 
 def _mean(values: np.ndarray, form: str) -> str:
@@ -166,13 +175,15 @@ def _panel(
     places = list(study.series)
     lows: Sequence[float] = [0.5]
     for label, (at, own) in lines.items():
-        mean, spread = own.values.mean(0), own.values.std(0)
+        whole = np.isfinite(own.values).any(0)
+        at, values = at[whole], own.values[:, whole]
+        mean, spread = np.nanmean(values, 0), np.nanstd(values, 0)
         k = places.index(label)
         look = {"color": COLOURS[k % len(COLOURS)]}
         style = ("-", "--", ":")[k // len(COLOURS) % 3]
         axes.plot(at, mean, label=label, lw=1.4, ls=style, **look)
         axes.fill_between(at, mean - spread, mean + spread, alpha=0.12, lw=0, **look)
-        lows = [*lows, float(mean[len(mean) // 8])]
+        lows = [*lows, *mean[len(mean) // 8 :][:1]]
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92")
     axes.set_axisbelow(True)

@@ -132,7 +132,7 @@ def _named_run(job: Job) -> tuple[Job, dict[str, Any]]:
 def run(job: Job) -> dict[str, Any]:
     """Run one experiment: its metrics, and the rounds and bytes of a step."""
     from algorithms import ALGORITHMS
-    from fad.experiment import load
+    from fad.experiment import Diverged, load, read_rows
     from fad.experiment import run as run_experiment
     from fad.experiment._plan import plan_step
     from fad.experiment._tasks import build
@@ -146,17 +146,23 @@ def run(job: Job) -> dict[str, Any]:
         algorithm = _from(series.start, algorithm, experiment)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        result = run_experiment(
-            experiment, algorithm, task, Path(folder, "run"), progress=False
-        )
+        place = Path(folder, "run")
+        try:
+            rows = run_experiment(
+                experiment, algorithm, task, place, progress=False
+            ).rows
+        except Diverged:
+            rows = read_rows(place / "metrics.jsonl")
     cost = plan_step(experiment, algorithm, task).cost()
-    tested = [row for row in result.rows if study.metric in row]
-    names = [n for n in (study.metric, *study.others) if n in tested[0]]
+    tested = [row for row in rows if study.metric in row]
+    names = [n for n in (study.metric, *study.others) if not tested or n in tested[0]]
+    steps = range(series.every, series.steps + 1, series.every)
+    gone = [None] * (len(steps) - len(tested))  # after a divergence
     return {
         "rounds": int(cost.rounds),
         "bytes": [int(cost.bytes_down), int(cost.bytes_up)],
-        "steps": [row["round"] for row in tested],
-        **{name: [round(row[name], 5) for row in tested] for name in names},
+        "steps": list(steps),
+        **{name: [round(row[name], 5) for row in tested] + gone for name in names},
         "seconds": round(time.perf_counter() - began, 1),
     }
 

@@ -38,8 +38,8 @@ def hoist(
     compute once and keep, and x is sent to them once. That takes memory for each client
     of the cohort. ``aid`` and ``aggitd`` do it where told to ``keep``.
 
-    Nothing is kept of what a function with a jit of its own computes, if some of it
-    depends on y.
+    What is kept has a row per example. Nothing is kept of what a function with a jit of
+    its own computes, if some of it depends on y.
 
     Args:
         problem: The problem.
@@ -76,12 +76,10 @@ def hoist(
     call = "fad.estimators.hoist"
     check_problem(call, problem)
     check_cohorts(call, cohorts)
-    rows = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape[3:], a.dtype),
-        cohorts.unsafe_gather().lower.examples,
-    )
     keys = [jax.eval_shape(lambda: jax.random.key(0))] if problem.random else []
-    if not _Parts.of(problem.lower, x, y, rows, keys).values:
+    rows = cohorts.unsafe_gather().lower.examples
+    kept = _kept(problem.lower, x, y, jax.tree.map(lambda a: a[0, 0, 0], rows), keys)
+    if not kept.places:
         return problem, cohorts
 
     @program
@@ -89,19 +87,26 @@ def hoist(
         def at_client(split: Split) -> Split:
             lower = split.lower
             clean = client(lower, None, problem.weighting).batches
-            known = _known(problem.lower, x, y, keys)
-            values = jax.vmap(known)(clean.examples)
-            return split._replace(
-                lower=lower._replace(examples=_Prepared(lower.examples, values))
-            )
+
+            def values(rows: Any) -> list[jax.Array]:
+                trace = _Trace.of(problem.lower, x, y, rows, keys)
+                wanted = [trace.mine[i] for i in kept.places]
+                return trace.evaluate((x, y, rows, keys), {}, wanted)
+
+            found = jax.vmap(values)(clean.examples)
+            examples = _Prepared(lower.examples, found)
+            return split._replace(lower=lower._replace(examples=examples))
 
         return None, fad_map(at_client, cohort)
 
     def rest(x: Any, y: Any, prepared: _Prepared, *key: jax.Array) -> jax.Array:
-        parts = _Parts.of(problem.lower, x, y, prepared.examples, key)
-        known = dict(zip(parts.values, prepared.values, strict=True))
-        args = jax.tree.leaves((x, y, prepared.examples, key))
-        return parts.evaluate(args, known, parts.closed.jaxpr.outvars)[0]
+        trace = _Trace.of(problem.lower, x, y, prepared.examples, key)
+        known = {}
+        if len(trace.mine) == kept.count:  # else its equations depend on the batch
+            mine = [trace.mine[i] for i in kept.places]
+            known = dict(zip(mine, prepared.values, strict=True))
+        args = (x, y, prepared.examples, key)
+        return trace.evaluate(args, known, trace.closed.jaxpr.outvars)[0]
 
     _, prepared = jax.lax.scan(prepare, None, cohorts)
     return problem._replace(lower=rest), prepared
@@ -112,46 +117,46 @@ def hoist_if(keep: bool, problem: Bilevel, x: Any, y: Any, cohorts: Any) -> Any:
     return hoist(problem, x, y, cohorts) if keep else (problem, cohorts)
 
 
-def _known(lower: Loss, x: Any, y: Any, keys: Sequence[Any]) -> Any:
-    """Return ``known(examples)``, the values that ``_Prepared`` holds."""
-
-    def known(examples: Any) -> list[jax.Array]:
-        parts = _Parts.of(lower, x, y, examples, keys)
-        args = jax.tree.leaves((x, y, examples, list(keys)))
-        return parts.evaluate(args, {}, parts.values)
-
-    return known
-
-
-class _Parts(NamedTuple):
-    """A lower loss as equations, and which of its values are worth keeping.
+class _Trace(NamedTuple):
+    """A lower loss as equations.
 
     Attributes:
         closed: ``lower`` on the leaves of ``(x, y, examples, key)``.
-        values: Values of x and the examples alone, that others than such need.
+        mine: What its equations make of x and the examples alone, in order.
+        used: Those of them that others need.
     """
 
     closed: ClosedJaxpr
-    values: list[Var]
+    mine: list[Var]
+    used: set[Var]
 
     @classmethod
     def of(cls, lower: Loss, x: Any, y: Any, rows: Any, keys: Sequence[Any]) -> Any:
-        """Trace a loss and find its values."""
+        """Trace a loss, and find what each of its values depends on."""
         closed = jax.make_jaxpr(lower)(x, y, rows, *keys)
         labels = [_X, _Y, _ROWS, _Y]  # A random key changes from step to step, too.
         sizes = [len(jax.tree.leaves(arg)) for arg in (x, y, rows, list(keys))]
         flat = [{k} for k, n in zip(labels, sizes, strict=True) for _ in range(n)]
-        if closed.effects:
-            return cls(closed, [])
-        return cls(closed, _worth_keeping(closed, flat))
+        jaxpr, mine, used = closed.jaxpr, [], set()
+        on = dict(zip(jaxpr.invars, flat, strict=True))
+        for eqn in () if closed.effects else jaxpr.eqns:
+            own = {a for a in eqn.invars if isinstance(a, Var)}
+            label = set().union(*(on.get(a, set()) for a in own))
+            on |= dict.fromkeys(eqn.outvars, label)
+            if label == {_X, _ROWS}:
+                mine += eqn.outvars
+            else:
+                used |= own
+        used |= {a for a in jaxpr.outvars if isinstance(a, Var)}
+        return cls(closed, mine, used.intersection(mine))
 
     def evaluate(
-        self, args: Sequence[Any], known: dict[Var, Any], wanted: Sequence[Any]
+        self, args: Any, known: dict[Var, Any], wanted: Sequence[Any]
     ) -> list[Any]:
         """Return the values of variables; no more is computed than they need."""
         jaxpr = self.closed.jaxpr
         found = dict(zip(jaxpr.constvars, self.closed.consts, strict=True))
-        found |= dict(zip(jaxpr.invars, args, strict=True)) | known
+        found |= dict(zip(jaxpr.invars, jax.tree.leaves(args), strict=True)) | known
 
         def read(atom: Any) -> Any:
             return atom.val if isinstance(atom, Literal) else found[atom]
@@ -162,25 +167,34 @@ class _Parts(NamedTuple):
         return [read(atom) for atom in wanted]
 
 
-def _worth_keeping(closed: ClosedJaxpr, labels: Sequence[set[str]]) -> list[Var]:
-    """Return what depends on x and the rows, not on y, and is used where y is."""
-    jaxpr, kept = closed.jaxpr, {_X, _ROWS}
-    on = dict(zip(jaxpr.invars, labels, strict=True))
-    values: dict[Var, None] = {}
+class _Kept(NamedTuple):
+    """Which of a trace's values are kept: ``mine[i]`` for i in places, of count."""
 
-    def look(atoms: Iterable[Any]) -> None:
-        for atom in atoms:
-            if isinstance(atom, Var) and on.get(atom) == kept:
-                values[atom] = None
+    places: list[int]
+    count: int
 
-    for eqn in jaxpr.eqns:
-        own = [on.get(a, set()) for a in eqn.invars if isinstance(a, Var)]
-        label = set().union(*own)
-        on |= dict.fromkeys(eqn.outvars, label)
-        if label != kept:
-            look(eqn.invars)
-    look(jaxpr.outvars)
-    return list(values)
+
+def _kept(lower: Loss, x: Any, y: Any, rows: Any, keys: Sequence[Any]) -> _Kept:
+    """Choose the values that have a row for each example, whatever their number."""
+
+    def trace(more: int) -> _Trace:
+        def shape(a: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((a.shape[0] + more, *a.shape[1:]), a.dtype)
+
+        return _Trace.of(lower, x, y, jax.tree.map(shape, rows), keys)
+
+    def length(a: Any) -> int:
+        return a.aval.shape[0] if a.aval.shape else 0
+
+    one, other = trace(0), trace(1)
+    batch = jax.tree.leaves(rows)[0].shape[0]
+    places = [
+        i
+        for i, (a, b) in enumerate(zip(one.mine, other.mine, strict=False))
+        if a in one.used and (length(a), length(b)) == (batch, batch + 1)
+    ]
+    same = len(one.mine) == len(other.mine)
+    return _Kept(places if same else [], len(one.mine))
 
 
 def _needed(

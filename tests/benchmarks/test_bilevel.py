@@ -45,6 +45,13 @@ def test_the_final_value_is_a_mean_of_the_last():
     assert make_curves([9.0, 1, 2, 3, 4, 5]).final().tolist() == [3.0]
 
 
+def test_a_run_that_diverged():
+    curves = make_curves([0.5] * 5, [0.7, 0.7, np.nan, np.nan, np.nan])
+    assert page._final(curves) == "0.5000 ± 0.0000 at 200 (1 diverged)"
+    assert curves.rounds_to(0.6).tolist() == [np.inf, 40]
+    assert page._final(make_curves([np.nan] * 5)) == "- at 200 (1 diverged)"
+
+
 def test_cells():
     assert page._rounds(np.array([100.0, 140.0])) == "120 ± 28"
     assert page._rounds(np.array([100.0, np.inf])) == "1 of 2 seeds"
@@ -82,9 +89,11 @@ def test_a_page_of_what_is_kept(tmp_path, monkeypatch):
     run = {"rounds": 6, "bytes": [1000, 2000], "steps": [10, 20], "seconds": 60.0}
     run |= {"accuracy": [0.8, 0.9], "clean_auc": [0.9, 0.97]}
     runs = {"runs": {"0": run, "1": run}}
+    gone = run | {"accuracy": [None, None], "clean_auc": [None, None]}
     found = {"AggITD": {"settings": {}, "splits": {SHARDS: runs}}}
+    found["FedNest"] = {"settings": {}, "splits": {SHARDS: {"runs": {"0": gone}}}}
     page.write_page("hyper_cleaning", study, found)
     text = (tmp_path / "docs" / "experiments" / "hyper_cleaning.md").read_text()
     assert "| AggITD | 6 | 1 + 2 | 0.8500 ± 0.0000 at 120 | 0.935 ± 0.000 |" in text
-    assert "All 2 runs took 2 minutes of one core." in text
+    assert "All 3 runs took 3 minutes of one core." in text
     assert (tmp_path / "docs" / "experiments" / "hyper_cleaning.png").exists()

@@ -156,9 +156,33 @@ def test_nothing_to_keep(lower):
     assert kept is cohorts
 
 
-def test_several_cohorts_keep_nothing():
+def test_each_of_several_cohorts_keeps_its_own():
     problem, cohorts = make_problem(), make_cohorts(2)
-    assert E.hoist(problem, X, Y, cohorts) == (problem, cohorts)
+    values = E.hoist(problem, X, Y, cohorts)[1].unsafe_gather().lower.examples.values
+    a = np.nan_to_num(cohorts.unsafe_gather().lower.examples["a"])
+    np.testing.assert_allclose(values[0], np.tanh(a @ X["w"] + X["b"]), atol=1e-12)
+
+
+def batch_loss(x, y, e):
+    """A loss with a value of the whole batch, as long as the batch by chance."""
+    scale = jnp.sum(e["a"]) * jnp.ones(BATCH) * x["b"][0]
+    return network(x, y, e) + 0.0 * jnp.sum(scale) * y[0]
+
+
+def test_what_is_of_a_batch_and_not_of_its_rows_is_not_kept():
+    problem = E.Bilevel(upper=network, lower=batch_loss)
+    kept = E.hoist(problem, X, Y, make_cohorts(padding=0.0))[1].unsafe_gather()
+    assert [v.shape[-1] for v in kept.lower.examples.values] == [WIDTH]
+
+
+def test_keys_of_the_old_kind():
+    problem, key = make_problem(random=True), jax.random.PRNGKey(1)
+    plain, kept = (
+        numbers(aid(problem, keep), X, make_cohorts(), key) for keep in (False, True)
+    )
+    np.testing.assert_allclose(
+        kept.hypergradient["w"], plain.hypergradient["w"], atol=1e-12
+    )
 
 
 def test_what_is_kept_is_finite_in_padding():
