@@ -119,10 +119,9 @@ def _errors(row: Row, heterogeneity: float) -> tuple[list[float], Any]:
         data = fad.data.Quadratics.random(20, heterogeneity=heterogeneity, seed=seed)
         problem, cohorts = fad.data.quadratic_problem(data, steps=row.steps)
         x, y = jnp.ones(10), jnp.zeros(20)
-        if run is None:
-            estimator = row.make(problem)
-            run = jax.jit(estimator.estimate)
-            state = estimator.init(x, y, jax.tree.map(lambda a: a[0], cohorts))
+        estimator = row.make(problem)
+        state = estimator.init(x, y, jax.tree.map(lambda a: a[0], cohorts))
+        run = run or jax.jit(estimator.estimate)  # the problems differ in data alone
         found = run(x, state, cohorts, None)
         right, report = data.hypergradient(x), found.report
         off = np.linalg.norm(found.hypergradient - right) / np.linalg.norm(right)

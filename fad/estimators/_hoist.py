@@ -102,7 +102,7 @@ def hoist(
     def rest(x: Any, y: Any, prepared: _Prepared, *key: jax.Array) -> jax.Array:
         trace = _Trace.of(problem.lower, x, y, prepared.examples, key)
         known = {}
-        if len(trace.mine) == kept.count:  # else its equations depend on the batch
+        if len(trace.mine) == kept.total:  # else its equations depend on the batch
             mine = [trace.mine[i] for i in kept.places]
             known = dict(zip(mine, prepared.values, strict=True))
         args = (x, y, prepared.examples, key)
@@ -168,10 +168,10 @@ class _Trace(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Which of a trace's values are kept: ``mine[i]`` for i in places, of count."""
+    """Which of a trace's values are kept: ``mine[i]`` for i in places, of a total."""
 
     places: list[int]
-    count: int
+    total: int
 
 
 def _kept(lower: Loss, x: Any, y: Any, rows: Any, keys: Sequence[Any]) -> _Kept:

@@ -370,7 +370,7 @@ def test_which_bounds_what_the_linear_solves_leave_out():
     curvature = float(eigenvalues[0]), float(eigenvalues[-1])
     options = {"solver": solver, "steps": 3, "lr": lr, "terms": 2}
     found = E.which(problem, X, Y, cohorts, curvature=curvature, **options)
-    left = {row.name: row.remaining for row in found.rows}
+    left: dict[str, Any] = {row.name: row.remaining for row in found.rows}
     worst = max(abs(1 - lr * h) for h in curvature)
     assert left["aid, neumann"] == pytest.approx(worst**3)
     assert left["aggitd"] == pytest.approx(worst**3)
