@@ -166,6 +166,9 @@ def _figure(study: Study, found: Mapping[str, Any], path: Any) -> None:
         left.set(xlabel="rounds of communication", ylabel=f"test {study.metric}")
         right.set(xlabel="MB per client, down and up")
         left.set_title(split, loc="left", fontsize=10, fontweight="bold")
+        if drawn:
+            look = {"frameon": False, "fontsize": 8, "loc": "center left"}
+            right.legend(bbox_to_anchor=(1, 0.5), **look)
     figure.savefig(path)
 
 
@@ -189,5 +192,3 @@ def _panel(
     axes.set_axisbelow(True)
     axes.set_xscale("log")
     axes.set_ylim(bottom=min(max(lows), 0.6))
-    if lines:
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
