@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 import fad
-from fad.estimators import Client
+from fad.estimators import Client, cohort_at
 
 
 class State(NamedTuple):
@@ -46,7 +46,7 @@ def local_epoch(problem, solver, inner_steps, series, lr, keep, groups):
 
         def inner(carry, t):
             own = jax.random.fold_in(key, t) if problem.random else None
-            return solver.step(loss, *carry, group_at(kept, t).lower, own), None
+            return solver.step(loss, *carry, cohort_at(kept, t).lower, own), None
 
         start = y, solver.init(y, cohort.lower)
         (y, _), _ = jax.lax.scan(inner, start, jnp.arange(inner_steps))
@@ -56,7 +56,7 @@ def local_epoch(problem, solver, inner_steps, series, lr, keep, groups):
             delta = jax.tree.map(jnp.subtract, moved, x)
             return client.g_y(x, y), (client.f(x, y), delta)
 
-        own = group_at(cohorts, inner_steps)
+        own = cohort_at(cohorts, inner_steps)
         q, (value, delta) = fad.estimators.round_means(problem, work, own, key)
         x = jax.tree.map(jnp.add, x, delta)
         metrics = {
@@ -82,12 +82,6 @@ def in_groups(cohort: Any, groups: int) -> Any:
             f"a cohort of {n - n % groups + groups}."
         )
     return jax.tree.map(lambda a: a.reshape(groups, -1, *a.shape[1:]), cohort)
-
-
-def group_at(cohorts: Any, j: Any) -> Any:
-    """Return the group of round ``j``, from 0: they are taken in turn."""
-    k = jax.tree.leaves(cohorts)[0].shape[0]
-    return jax.tree.map(lambda a: a[0 if k == 1 else j % k], cohorts)
 
 
 def _descend(client, x, y, lr, series, key):

@@ -27,10 +27,10 @@ import jax
 import optax
 
 import fad
-from algorithms._lfednest import State, group_at, in_groups
+from algorithms._lfednest import State, in_groups
 from algorithms._ranges import check_range
 from algorithms.fednest import fed_out
-from fad.estimators import Bilevel
+from fad.estimators import Bilevel, cohort_at
 
 
 def aggitd(
@@ -79,7 +79,7 @@ def aggitd(
 
     def epoch(state, cohort, key):
         cohorts = in_groups(cohort, groups)
-        own = group_at(cohorts, inner_steps)
+        own = cohort_at(cohorts, inner_steps)
         start = estimator.init(state.x, state.y, own)
         found = estimator.estimate(state.x, start, cohorts, key)
         y, h = found.state.y, found.hypergradient

@@ -39,9 +39,9 @@ import jax.numpy as jnp
 import optax
 
 import fad
-from algorithms._lfednest import State, group_at, in_groups, local_epoch
+from algorithms._lfednest import State, in_groups, local_epoch
 from algorithms._ranges import check_range
-from fad.estimators import Bilevel
+from fad.estimators import Bilevel, cohort_at
 
 Variant = Literal["fednest", "fednest-sgd", "lfednest-svrg", "lfednest"]
 
@@ -116,7 +116,7 @@ def _global(problem, solver, inner_steps, series, lr, keep, groups):
 
     def epoch(state, cohort, key):
         cohorts = in_groups(cohort, groups)
-        own = group_at(cohorts, inner_steps)
+        own = cohort_at(cohorts, inner_steps)
         start = estimator.init(state.x, state.y, own)
         found = estimator.estimate(state.x, start, cohorts, key)
         y = found.state.y

@@ -71,7 +71,7 @@ def write_page(name: str, study: Study, found: Mapping[str, Any]) -> None:
         parts += [f"## {split}", _table(study, found, split)]
     parts.append(_notes(study, found))
     parts.append(f"![{study.title}]({name}.png)")
-    parts.append(f"Measured on: {describe(machine())}.")
+    parts.append(f"This page was written on: {describe(machine())}.")
     parts.append(f"Run it again: `python -m benchmarks bilevel {name}`.")
     (folder / f"{name}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 

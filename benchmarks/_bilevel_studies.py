@@ -78,11 +78,12 @@ of 5 products, batches of 64, 5 local passes, one inner step T, one upper step t
 where named). AggITD has N inner steps, of 5 local passes (N = 1) or of one (N = 5).
 The algorithms of one loop take one pass of local steps of 0.01 in all their
 variables; where all clients take as many steps FedBiO and ShroFBO are SimFBO, and not
-shown. All rounds of a step have one cohort, where the scripts draw another for the
-upper level. FedMBO sends another vector to each client, which `fad.check` refuses:
-its rounds are those of its paper, T + N + 2, and its bytes lack what is passed on. A
-client keeps what its lower losses need of the upper level for a step (`keep`), so
-that it receives that once for all rounds of the lower level.
+shown; MemFBO's differences of gradients give SimFBO's numbers. All rounds of a step
+have one cohort, where the scripts draw another for the upper level. FedMBO sends
+another vector to each client, which `fad.check` refuses: its rounds are those of its
+paper, T + N + 2, and its bytes lack what is passed on. A client keeps what its lower
+losses need of the upper level for a step (`keep`), so that it receives that once for
+all rounds of the lower level.
 
 The paper's figure (read by eye) at 500 epochs: FedNest 91.8 and 91.5, LFedNest 91.6
 and 87.5; at 4,000 rounds: FedNest-SGD 91.6 and about 89; tau = 5: 93.5 and 93.3
@@ -112,6 +113,7 @@ is the area under the ROC curve of the learned weights as scores of the right la
 wrong ones, "all, no weights" with weights of 1."""
 
 IID, SHARDS = "i.i.d.", "2 shards"
+BOTH = {IID: {"data.partition": "iid"}, SHARDS: {"data.partition": "shards"}}
 NEVER = 1e-9  # an upper step that changes nothing
 
 
@@ -174,10 +176,7 @@ _TUNE_SIMFBO = _single("simfbo", 0.05, linear_lr=0.02, upper_lr=1.0)
 IMBALANCE = Study(
     title="Loss tuning on imbalanced MNIST (FedNest, figure 3)",
     config="mnist_imbalance.toml",
-    splits={
-        IID: {"data.partition": "iid"},
-        SHARDS: {"data.partition": "shards"},
-    },
+    splits=BOTH,
     targets=(0.85, 0.895),
     about=TUNED,
     series={
@@ -200,10 +199,7 @@ _STILL = {**_CLEAN, "upper_lr": NEVER}
 HYPER_CLEANING = Study(
     title="Data hyper-cleaning on MNIST",
     config="mnist_hyper_cleaning.toml",
-    splits={
-        IID: {"data.partition": "iid"},
-        SHARDS: {"data.partition": "shards"},
-    },
+    splits=BOTH,
     targets=(0.85,),
     about=CLEANED,
     others=("clean_auc",),

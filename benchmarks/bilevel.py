@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks._bilevel_page import write_page
-from benchmarks._bilevel_studies import STUDIES, Start, Study
+from benchmarks._bilevel_studies import STUDIES, Series, Start, Study
 from benchmarks._report import ROOT
 
 SURE = 20.0  # The weight of an example is sigmoid(x).
@@ -156,15 +156,20 @@ def run(job: Job) -> dict[str, Any]:
     cost = plan_step(experiment, algorithm, task).cost()
     tested = [row for row in rows if study.metric in row]
     names = [n for n in (study.metric, *study.others) if not tested or n in tested[0]]
-    steps = range(series.every, series.steps + 1, series.every)
+    steps = evaluated(series)
     gone = [None] * (len(steps) - len(tested))  # after a divergence
     return {
         "rounds": int(cost.rounds),
         "bytes": [int(cost.bytes_down), int(cost.bytes_up)],
-        "steps": list(steps),
+        "steps": steps,
         **{name: [round(row[name], 5) for row in tested] + gone for name in names},
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def evaluated(series: Series) -> list[int]:
+    """Return the steps after which a run is evaluated, the last one included."""
+    return sorted({*range(series.every, series.steps, series.every), series.steps})
 
 
 def overrides(study: Study, job: Job) -> dict[str, Any]:

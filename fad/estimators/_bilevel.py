@@ -159,8 +159,22 @@ def round_means(
     return round(cohort)
 
 
-def cohort_at(cohorts: AtClients[Split], j: Any) -> AtClients[Split]:
-    """Return the cohort of round ``j``, from 0: they are taken in turn."""
+def cohort_at(cohorts: AtClients[Any], j: Any) -> AtClients[Any]:
+    """Return the cohort of round ``j``, from 0: they are taken in turn.
+
+    Args:
+        cohorts: ``[k, n, *]``, stacked.
+        j: The round, a number or ``[]`` int.
+
+    Returns:
+        That of place ``j`` modulo k, ``[n, *]``.
+
+    Example:
+        >>> import jax.numpy as jnp, fad
+        >>> cohorts = fad.AtClients(jnp.array([[1, 2], [3, 4]]))
+        >>> fad.estimators.cohort_at(cohorts, 3).unsafe_gather().tolist()
+        [3, 4]
+    """
     k = jax.tree.leaves(cohorts)[0].shape[0]
     at = 0 if k == 1 else jnp.mod(j, k)
     return jax.tree.map(lambda a: a[at], cohorts)

@@ -57,7 +57,7 @@ def hoist(
         FadError: If the problem is none, or the cohorts are not stacked.
 
     Example:
-        One layer is x, the next one y, and 9 more looks at the loss are cheap:
+        A layer x, and on it a layer y:
 
         >>> import jax, jax.numpy as jnp, fad
         >>> problem = fad.estimators.Bilevel(

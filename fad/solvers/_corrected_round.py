@@ -101,7 +101,7 @@ def corrected_round(
         inside = own.batches
         steps = jnp.maximum(own.steps, 1) if divide_lr else 1
         # At y the two gradients are one: a first step needs none.
-        first = jax.tree.map(lambda a: _first_step(a, lr, steps, inside.mask[0]), q)
+        first = jax.tree.map(lambda a: _first_step(a, lr, steps, inside.mask[:1]), q)
         rows = inside._replace(examples=(inside.examples, inside.mask))
         examples, mask = jax.tree.map(lambda a: a[1:], (rows.examples, rows.mask))
         local = train(

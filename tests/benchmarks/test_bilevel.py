@@ -69,6 +69,26 @@ def test_other_settings_are_run_again():
     assert not found
 
 
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(20, [10, 20]), (25, [10, 20, 25]), (5, [5])]
+)
+def test_the_last_step_is_evaluated(steps, expected):
+    assert bilevel.evaluated(Series({}, steps)) == expected
+
+
+def test_every_kept_curve_has_its_steps():
+    for name, study in STUDIES.items():
+        kept = json.loads(
+            (ROOT / "benchmarks" / "results" / f"bilevel_{name}.json").read_text()
+        )
+        assert list(kept.keys() - study.series.keys()) == []
+        for label, series in kept.items():
+            for split in series["splits"].values():
+                for run in split["runs"].values():
+                    assert run["steps"] == bilevel.evaluated(study.series[label])
+                    assert len(run["accuracy"]) == len(run["steps"])
+
+
 def test_long_runs_begin_first():
     options = bilevel._options(["hyper_representation", "--seeds", "2"])
     study = STUDIES["hyper_representation"]
