@@ -44,7 +44,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@echo "Installing fad and what it needs into $(VENV); this takes some minutes."
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PIP_INSTALL) --upgrade pip
-	@$(PIP_INSTALL) --editable '.[experiments,data,test]'
+	@$(PIP_INSTALL) --editable '.[experiments,data,private,test]'
 	@touch $@
 
 $(TOOLS): $(INSTALLED)

@@ -12,11 +12,9 @@ the paper's:
 
 F is 0 at those that do not take part. lambda starts equal.
 
-**What is revealed.** The server keeps one weight per client. All of lambda is
-broadcast, and each client takes its own by its number; it adds its loss to its own
+**What is revealed.** All of lambda is broadcast, and a client adds its loss to its own
 place of a sum of vectors ``[num_clients]``. So the server, and whoever sees lambda,
-learns each client's loss: that is inherent in AFL, which was made for few domains.
-Both vectors count in ``fad.plan``.
+learns each loss: inherent in AFL, made for few domains. The plan counts both vectors.
 """
 
 from collections.abc import Callable
@@ -29,7 +27,8 @@ import optax
 
 import fad
 from algorithms import fedavg
-from algorithms.fedavg import Weighting, average
+from algorithms._server_step import Weighting, screened, server_step, weigh
+from algorithms._taking_part import Nonfinite, where
 
 
 class State(NamedTuple):
@@ -50,20 +49,12 @@ def afl(
     client: optax.GradientTransformation,
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    nonfinite: Nonfinite = "refuse",
     random_loss: bool = False,
 ) -> fad.Algorithm:
-    """Build AFL with local training.
+    """Build AFL, with the arguments of ``fedavg.fedavg`` and its own.
 
-    Args:
-        loss: ``loss(params, examples) -> [batch]``, one loss per row.
-        init_params: ``init_params(key) -> params``.
-        num_clients: The clients of the federation, of which cohorts are parts.
-        weights_lr: The step gamma of lambda.
-        server: Turns the weighted mean update, as a gradient, into a direction.
-        client: The clients' optimizer; it starts afresh every round.
-        server_lr: The server step eta.
-        weighting: How clients count in ``train_loss``.
-        random_loss: Whether the loss is ``loss(params, examples, key)``.
+    ``weights_lr`` is gamma; ``weighting`` is how clients count in ``train_loss``.
 
     Returns:
         The algorithm; its metrics are ``train_loss``, the cohort's loss at the model it
@@ -77,32 +68,31 @@ def afl(
 
     @fad.program
     def step(state, cohort, key):
+        x, wide = state.params, state.weights.dtype
+
         def client_work(batches):
             own = fad.local.client_key(key, batches.client) if random_loss else None
             options = {"loss": loss, "key": own}
-            before, n = fad.local.evaluate(state.params, batches, **options)
-            local = fad.local.train(state.params, batches, optimizer=client, **options)
+            before, n = fad.local.evaluate(x, batches, **options)
+            local = fad.local.train(x, batches, optimizer=client, **options)
             # All zeros for the number -1 of a place that stayed empty.
-            place = jax.nn.one_hot(
-                batches.client, num_clients, dtype=state.weights.dtype
-            )
-            weight = jnp.where(n > 0, place @ state.weights, 0)
-            losses = place * before.astype(place.dtype)
-            return (local.delta, before), weight, n, losses
+            place = jax.nn.one_hot(batches.client, num_clients, dtype=wide)
+            share, left_out = weigh((local.delta, before), n, weighting, nonfinite)
+            weight = where(share > 0, place @ state.weights, 0)
+            losses = where(share > 0, place * before.astype(wide), 0)
+            return (local.delta, before), weight, losses, (share, left_out)
 
-        trained, weight, n, losses = fad.map(client_work, cohort)
+        trained, weight, losses, who = fad.map(client_work, cohort)
         delta, agnostic = fad.weighted_mean(trained, weight)
-        gradient = jax.tree.map(lambda d: -d, delta)
-        direction, memory = server.update(gradient, state.server, state.params)
-        params = jax.tree.map(lambda p, d: p + server_lr * d, state.params, direction)
-        weights = optax.projections.projection_simplex(
-            state.weights + weights_lr * fad.sum(losses)
-        )
+        params, memory = server_step(x, delta, state.server, server, server_lr)
+        ascended = state.weights + weights_lr * fad.sum(losses)
+        weights = optax.projections.projection_simplex(ascended)
         metrics = {
-            "train_loss": average(trained[1], n, weighting),
+            "train_loss": fad.weighted_mean(trained[1], who[0]),
             "agnostic_loss": agnostic,
             "largest_weight": weights.max(),
         }
+        metrics = screened(metrics, nonfinite, trained[1], *who)
         return State(params, memory, weights), metrics
 
     return fad.Algorithm(init, step)
@@ -124,13 +114,7 @@ class Config(fedavg.Config):
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
     server, client = fedavg.optimizers(config)
-    return afl(
-        task.loss,
-        task.init,
-        num_clients=task.train.num_clients,
-        weights_lr=config.weights_lr,
-        server=server,
-        client=client,
-        server_lr=config.server_lr,
-        weighting=config.weighting,
-    )
+    names = ("weights_lr", "server_lr", "weighting", "nonfinite")
+    options = {name: getattr(config, name) for name in names}
+    options |= {"num_clients": task.train.num_clients}
+    return afl(task.loss, task.init, server=server, client=client, **options)

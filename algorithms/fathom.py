@@ -164,7 +164,7 @@ def _train(params: Any, batches: Any, loss: Any, client: Any, key: Any) -> tuple
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, and how the clients' work is learned."""
 
     learn: Learn = "client"

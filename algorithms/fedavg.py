@@ -16,7 +16,7 @@ example), where ``D`` is the client step times the gradient of the mean loss.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -24,8 +24,9 @@ import optax
 import fad
 from algorithms._optimizers import ServerOptimizer, server_optimizer
 from algorithms._ranges import check_range
-
-Weighting = Literal["examples", "uniform"]
+from algorithms._server_step import Weighting as Weighting
+from algorithms._server_step import screened, server_step, weigh
+from algorithms._taking_part import Nonfinite
 
 
 class State(NamedTuple):
@@ -43,6 +44,7 @@ def fedavg(
     client: optax.GradientTransformation,
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    nonfinite: Nonfinite = "refuse",
     random_loss: bool = False,
 ) -> fad.Algorithm:
     """Build FedAvg with any server and client optimizer of optax.
@@ -55,11 +57,13 @@ def fedavg(
         client: The clients' optimizer; it starts afresh every round.
         server_lr: The server step eta, times the direction.
         weighting: Weigh clients by their examples, or all the same.
+        nonfinite: Whether to ``refuse`` a round with an update that is not finite, or
+            ``exclude`` its client.
         random_loss: Whether the loss takes a key (dropout, augmentation).
 
     Returns:
         The algorithm; its metrics are ``train_loss``, the loss before each local step,
-        and ``server_lr``.
+        ``server_lr`` and, where clients may be left out, ``excluded_clients``.
     """
 
     def init(key):
@@ -70,18 +74,17 @@ def fedavg(
     def step(state, cohort, key):
         def client_work(batches):
             own = fad.local.client_key(key, batches.client) if random_loss else None
-            return fad.local.train(
+            local = fad.local.train(
                 state.params, batches, loss=loss, optimizer=client, key=own
             )
+            sent = local.delta, local.loss
+            return sent, weigh(sent, local.num_examples, weighting, nonfinite)
 
-        local = fad.map(client_work, cohort)
-        delta, train_loss = average(
-            (local.delta, local.loss), local.num_examples, weighting
-        )
-        gradient = jax.tree.map(lambda d: -d, delta)
-        direction, memory = server.update(gradient, state.server, state.params)
-        params = jax.tree.map(lambda p, d: p + server_lr * d, state.params, direction)
-        return State(params, memory), {"train_loss": train_loss, "server_lr": server_lr}
+        sent, who = fad.map(client_work, cohort)
+        delta, train_loss = fad.weighted_mean(sent, who[0])
+        model = server_step(state.params, delta, state.server, server, server_lr)
+        metrics = {"train_loss": train_loss, "server_lr": server_lr}
+        return State(*model), screened(metrics, nonfinite, sent[1], *who)
 
     return fad.Algorithm(init, step)
 
@@ -94,8 +97,8 @@ def average(x: Any, num_examples: Any, weighting: Weighting) -> Any:
 
 
 @dataclass(frozen=True)
-class Config:
-    """The options of FedAvg and the FedOpt family."""
+class BaseConfig:
+    """The options of FedAvg's kin, which need not be able to leave clients out."""
 
     server: ServerOptimizer = "sgd"
     server_lr: float = 1.0
@@ -112,8 +115,15 @@ class Config:
         check_range(self, "[0, 1)", "server_b1", "server_b2", "client_momentum")
 
 
+@dataclass(frozen=True)
+class Config(BaseConfig):
+    """The options of FedAvg and the FedOpt family."""
+
+    nonfinite: Nonfinite = "refuse"
+
+
 def optimizers(
-    config: Config,
+    config: BaseConfig,
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Return the server's and the clients' optimizer of a config."""
     server = server_optimizer(
@@ -132,4 +142,5 @@ def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
         client=client,
         server_lr=config.server_lr,
         weighting=config.weighting,
+        nonfinite=config.nonfinite,
     )

@@ -96,7 +96,7 @@ def fedexp(
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, and those of the step; the server optimizer is none."""
 
     eps: float = 1e-3

@@ -120,7 +120,7 @@ def fedhyper(
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, and of the scheduler; the server optimizer is none."""
 
     scheduler: Scheduler = "global"

@@ -136,7 +136,7 @@ def cosine(a: Any, b: Any, like: jax.Array) -> jax.Array:
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, and how the server step is learned."""
 
     rule: Rule = "multiplicative"

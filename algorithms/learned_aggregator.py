@@ -17,77 +17,17 @@ learned optimizers" (2022), with the server in the place of an optimizer, and wh
 over clients can give in the place of a gradient.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 import fad
-from algorithms.fedavg import Weighting, average
+from algorithms.aggregated_fedavg import aggregated_fedavg
+from algorithms.fedavg import Weighting
 from fad import aggregators
 
 SHIPPED = Path(__file__).with_suffix(".npz")
-
-
-class State(NamedTuple):
-    """The server's state."""
-
-    params: Any  # the global model x
-    theta: Any  # the aggregator's parameters, which stay as they are
-    server: Any  # the aggregator's memory
-
-
-def learned_aggregator(
-    loss: Callable[..., jax.Array],
-    init_params: Callable[[jax.Array], Any],
-    *,
-    aggregator: aggregators.Aggregator,
-    theta: Any,
-    client: optax.GradientTransformation,
-    weighting: Weighting = "examples",
-) -> fad.Algorithm:
-    """Build FedAvg with any aggregator.
-
-    Args:
-        loss: ``loss(params, examples) -> [batch]``, one loss per row.
-        init_params: ``init_params(key) -> params``.
-        aggregator: What clients send, and what the server makes of it.
-        theta: The aggregator's parameters.
-        client: The clients' optimizer; it starts afresh every round.
-        weighting: Weigh clients by their examples, or all the same.
-
-    Returns:
-        The algorithm; its metric is ``train_loss``, the loss before each local step.
-    """
-
-    def init(key):
-        params = init_params(key)
-        return State(params, theta, aggregator.init(params))
-
-    @fad.program
-    def step(state, cohort, key):
-        def client_work(batches):
-            own = fad.local.client_key(key, batches.client)
-            local = fad.local.train(state.params, batches, loss=loss, optimizer=client)
-            message = aggregator.client(state.theta, state.server, local.delta, own)
-            return message, local.loss, local.num_examples
-
-        message, losses, num_examples = fad.map(client_work, cohort)
-        if weighting == "uniform":
-            num_examples = fad.map(lambda n: (n > 0).astype(n.dtype), num_examples)
-        mean = aggregator.combine(message, num_examples)
-        train_loss = average(losses, num_examples, "examples")
-        moved, memory = aggregator.server(
-            state.theta, state.server, mean, state.params, key
-        )
-        params = jax.tree.map(jnp.add, state.params, moved)
-        return State(params, state.theta, memory), {"train_loss": train_loss}
-
-    return fad.Algorithm(init, step)
 
 
 @dataclass(frozen=True)
@@ -126,7 +66,7 @@ def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
     path = config.theta or SHIPPED
     aggregator, theta = aggregators.load(path, rounds=config.horizon)
-    return learned_aggregator(
+    return aggregated_fedavg(
         task.loss,
         task.init,
         aggregator=aggregator,

@@ -148,7 +148,7 @@ def _ahead(one_round, model, inputs, phi):
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, of the weights, and of their meta-optimizer, Adam."""
 
     weights: Kind = "exponent"

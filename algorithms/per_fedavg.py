@@ -154,7 +154,7 @@ def maml(
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, whose client optimizer takes the clients' meta-steps."""
 
     meta_step: Literal["clients", "server"] = "clients"

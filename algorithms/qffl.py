@@ -11,9 +11,7 @@ loss counts; q = 0 is FedAvg. Algorithms 1 and 2, q-FedSGD and q-FedAvg:
                     h_k = q F_k^(q-1) |u_k|^2 + L F_k^q    bounds the curvature
     server:         x <- x - sum_k Delta_k / sum_k h_k
 
-The paper samples clients with the probabilities p_k. Here they are sampled evenly, and
-p_k is in the sums: their examples, or all the same (``weighting``). A client sends its
-``Delta_k`` and ``h_k``, inside sums alone.
+The paper draws clients by p_k; here p_k, examples or all the same, is in the sums.
 """
 
 from collections.abc import Callable
@@ -26,10 +24,9 @@ import optax
 
 import fad
 from algorithms import fedavg
-from algorithms.fedavg import State, Weighting, average
-
-Variant = Literal["avg", "sgd"]
-_LEAST = 1e-10  # A loss of 0 has no power q - 1.
+from algorithms._server_step import Weighting, screened, server_step, weigh
+from algorithms._taking_part import Nonfinite, where
+from algorithms.fedavg import State
 
 
 def qffl(
@@ -40,28 +37,19 @@ def qffl(
     server: optax.GradientTransformation,
     client: optax.GradientTransformation,
     lipschitz: float,
-    variant: Variant = "avg",
+    variant: Literal["avg", "sgd"] = "avg",
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    nonfinite: Nonfinite = "refuse",
     random_loss: bool = False,
 ) -> fad.Algorithm:
-    """Build q-FedAvg or q-FedSGD.
+    """Build q-FedAvg or q-FedSGD, with the arguments of ``fedavg.fedavg`` and its own.
 
-    Args:
-        loss: ``loss(params, examples) -> [batch]``, one loss per row.
-        init_params: ``init_params(key) -> params``.
-        q: How much large losses count, at least 0.
-        server: Turns ``sum Delta / sum h``, as a gradient, into a direction.
-        client: The clients' optimizer of q-FedAvg.
-        lipschitz: The paper's L, one over the step that suits q = 0.
-        variant: ``avg`` or ``sgd``.
-        server_lr: The server step; 1 in the paper.
-        weighting: p_k: by examples, or all the same.
-        random_loss: Whether the loss is ``loss(params, examples, key)``.
+    ``lipschitz`` is L, one over the step that suits q = 0. The server's optimizer takes
+    ``sum Delta / sum h`` for a gradient; its step is 1 in the paper.
 
     Returns:
-        The algorithm; its metrics are ``train_loss``, the cohort's loss at the model it
-        was sent, ``loss_to_q``, the mean of its power q, and ``server_lr``.
+        The algorithm; its metrics are FedAvg's, with the loss at x, and ``loss_to_q``.
     """
 
     def init(key):
@@ -70,43 +58,40 @@ def qffl(
 
     @fad.program
     def step(state, cohort, key):
+        x = state.params
+
         def client_work(batches):
             own = fad.local.client_key(key, batches.client) if random_loss else None
-
-            def mean_loss(x):
-                return fad.local.evaluate(x, batches, loss=loss, key=own)
-
+            options = {"loss": loss, "key": own}
             if variant == "sgd":
-                (before, n), u = jax.value_and_grad(mean_loss, has_aux=True)(
-                    state.params
-                )
+                evaluate = jax.value_and_grad(fad.local.evaluate, has_aux=True)
+                (value, n), u = evaluate(x, batches, **options)
             else:
-                before, n = mean_loss(state.params)
-                delta = fad.local.train(
-                    state.params, batches, loss=loss, optimizer=client, key=own
-                ).delta
-                u = jax.tree.map(lambda d: -lipschitz * d, delta)
-            share = (n if weighting == "examples" else n > 0).astype(before.dtype)
-            to_q, h = _powers(before, u, q, lipschitz)
+                value, n = fad.local.evaluate(x, batches, **options)
+                local = fad.local.train(x, batches, optimizer=client, **options)
+                u = jax.tree.map(lambda d: -lipschitz * d, local.delta)
+            to_q, h = _powers(value, u, q, lipschitz)
+            weight, left_out = weigh((u, h, value), n, weighting, nonfinite)
+            share = weight.astype(value.dtype)
             parts = jax.tree.map(lambda v: (share * to_q).astype(v.dtype) * v, u)
-            return (parts, share * h), (before, to_q), n
+            sent = where(weight > 0, (parts, share * h), 0)
+            return sent, (value, to_q), (weight, left_out)
 
-        terms, losses, n = fad.map(client_work, cohort)
-        total, curvature = fad.sum(terms)
+        sent, powers, who = fad.map(client_work, cohort)
+        total, curvature = fad.sum(sent)
         safe = jnp.where(curvature == 0, jnp.ones_like(curvature), curvature)
-        gradient = jax.tree.map(lambda d: d / safe.astype(d.dtype), total)
-        direction, memory = server.update(gradient, state.server, state.params)
-        params = jax.tree.map(lambda p, d: p + server_lr * d, state.params, direction)
-        train_loss, to_q = average(losses, n, weighting)
-        metrics = {"train_loss": train_loss, "loss_to_q": to_q, "server_lr": server_lr}
-        return State(params, memory), metrics
+        delta = jax.tree.map(lambda d: -d / safe.astype(d.dtype), total)
+        params, memory = server_step(x, delta, state.server, server, server_lr)
+        value, to_q = fad.weighted_mean(powers, who[0])
+        metrics = {"train_loss": value, "loss_to_q": to_q, "server_lr": server_lr}
+        return State(params, memory), screened(metrics, nonfinite, powers[0], *who)
 
     return fad.Algorithm(init, step)
 
 
 def _powers(value, u, q, lipschitz):
-    """Return ``F^q`` and ``h`` of one client."""
-    value = value + _LEAST
+    """Return ``F^q`` and ``h`` of one client; a loss of 0 has no power q - 1."""
+    value = value + 1e-10
     square = sum(jnp.sum(d**2).astype(value.dtype) for d in jax.tree.leaves(u))
     to_q = value**q
     return to_q, q * value ** (q - 1) * square + lipschitz * to_q
@@ -117,7 +102,7 @@ class Config(fedavg.Config):
     """The options of FedAvg, and q; L is one over the clients' step."""
 
     q: float = 1.0
-    variant: Variant = "avg"
+    variant: Literal["avg", "sgd"] = "avg"
 
     def __post_init__(self):
         """Check the ranges."""
@@ -129,14 +114,7 @@ class Config(fedavg.Config):
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
     server, client = fedavg.optimizers(config)
-    return qffl(
-        task.loss,
-        task.init,
-        q=config.q,
-        server=server,
-        client=client,
-        lipschitz=1 / config.client_lr,
-        variant=config.variant,
-        server_lr=config.server_lr,
-        weighting=config.weighting,
-    )
+    names = ("q", "variant", "server_lr", "weighting", "nonfinite")
+    options = {name: getattr(config, name) for name in names}
+    options |= {"server": server, "client": client, "lipschitz": 1 / config.client_lr}
+    return qffl(task.loss, task.init, **options)

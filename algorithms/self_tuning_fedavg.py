@@ -154,7 +154,7 @@ def _round(loss, optimizers, weighting, random_loss):
 
 
 @dataclass(frozen=True)
-class Config(fedavg.Config):
+class Config(fedavg.BaseConfig):
     """The options of FedAvg, of what is learned, and of Adam on it."""
 
     learn: tuple[Learned, ...] = ("server_lr",)

@@ -1,71 +1,10 @@
 """What the federated bilevel benchmark runs: studies of several series of runs."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Start = Literal["as configured", "all", "clean"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One algorithm with its options, over all seeds.
-
-    Attributes:
-        algorithm: The ``[algorithm]`` table.
-        steps: Steps of the algorithm, "epochs" in the papers.
-        every: Steps between two evaluations.
-        seconds: About how long a run takes on one core, to order the runs.
-        set: Other values that replace the configuration's.
-        splits: The splits it runs on; all of the study without them.
-        part: ``paper``, or ``others``: what can be run apart.
-        rounds: Rounds of a step, where ``fad.plan`` cannot count them.
-        start: Where x begins: as the task says, or with weights of 1 for ``all``
-            examples or for those with ``clean`` labels alone (hyper-cleaning).
-    """
-
-    algorithm: Mapping[str, Any]
-    steps: int
-    every: int = 10
-    seconds: float = 60
-    set: Mapping[str, Any] = field(default_factory=dict)
-    splits: tuple[str, ...] = ()
-    part: Literal["paper", "others"] = "paper"
-    rounds: int | None = None
-    start: Start = "as configured"
-
-    def settings(self) -> dict[str, Any]:
-        """Return what the numbers depend on, as JSON holds it."""
-        known = asdict(self)
-        for name in ("seconds", "splits", "part", "rounds"):
-            del known[name]
-        return known
-
-
-@dataclass(frozen=True)
-class Study:
-    """Series on one task.
-
-    Attributes:
-        title: The page's title.
-        config: The file in ``configs/``.
-        metric: The test metric that is drawn.
-        splits: Values that replace the configuration's, by the name of the split.
-        series: The algorithms.
-        targets: Levels of the metric whose rounds are counted.
-        about: Paragraphs for the page.
-        others: Further metrics for the table.
-    """
-
-    title: str
-    config: str
-    splits: Mapping[str, Mapping[str, Any]]
-    series: Mapping[str, Series]
-    targets: tuple[float, ...]
-    about: str = ""
-    metric: str = "accuracy"
-    others: tuple[str, ...] = ()
-
+from benchmarks._bilevel_start import begin
+from benchmarks._study import Series, Study
 
 NESTED = """An MLP of 784-200-10 with dropout: the lower level is its last layer
 (2,010 numbers), fitted by the clients to their own examples; the upper level is the
@@ -203,6 +142,7 @@ HYPER_CLEANING = Study(
     targets=(0.85,),
     about=CLEANED,
     others=("clean_auc",),
+    begin=begin,
     series={
         "clean part alone": Series(_STILL, 200, start="clean"),
         "all, no weights": Series(_STILL, 200, start="all"),

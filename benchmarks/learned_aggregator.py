@@ -22,8 +22,9 @@ import optax
 
 import fad
 from algorithms import ALGORITHMS
+from algorithms.aggregated_fedavg import aggregated_fedavg
 from algorithms.fedavg import fedavg
-from algorithms.learned_aggregator import SHIPPED, learned_aggregator
+from algorithms.learned_aggregator import SHIPPED
 from benchmarks._curves import draw
 from benchmarks._machine import describe, machine
 from fad import aggregators
@@ -153,7 +154,7 @@ class _Federation:
     def _learned(self, path: str | Path) -> fad.Algorithm:
         aggregator, theta = aggregators.load(path, rounds=ROUNDS)
         task = self._task
-        return learned_aggregator(
+        return aggregated_fedavg(
             task.loss,
             task.init,
             aggregator=aggregator,

@@ -18,6 +18,13 @@ class Algorithm(NamedTuple):
     ``check(metrics)``, if there is one, gets each round's metrics as numbers, before
     anything of the round is kept, and raises a ``FadError`` where the run must end.
 
+    ``init_client(state) -> memory``, if there is one, makes from the first state what a
+    client keeps from one of its rounds to the next, before its first. The step is then
+    ``step(state, cohort, key, memory) -> (state, metrics, memory)`` with the memories
+    of the cohort's clients, an ``AtClients`` value. Whoever runs the rounds keeps those
+    of all clients (``fad.data.ClientMemories``). A client without examples, or whose
+    update is left out, gets its memory back as it was.
+
     Example:
         >>> import collections, jax.numpy as jnp, fad
         >>> State = collections.namedtuple("State", "params")
@@ -34,5 +41,6 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[jax.Array], Any]
-    step: Callable[[Any, Any, jax.Array], tuple[Any, dict[str, jax.Array]]]
+    step: Callable[..., tuple[Any, ...]]
     check: Callable[[dict[str, float]], None] | None = None
+    init_client: Callable[[Any], Any] | None = None

@@ -6,14 +6,22 @@ from typing import Any
 from fad._errors import FadError
 
 
-def require(module: str, error: type[FadError], needs: str, hint: str = "") -> Any:
-    """Import a module of the ``experiments`` extra.
+def require(
+    module: str,
+    error: type[FadError],
+    needs: str,
+    hint: str = "",
+    *,
+    extra: str = "experiments",
+) -> Any:
+    """Import a module of an extra.
 
     Args:
         module: Its dotted name.
         error: What is raised where it is not installed.
         needs: Who needs it, "drawing needs".
         hint: What to do without it.
+        extra: The extra that installs it.
 
     Returns:
         The module.
@@ -26,5 +34,5 @@ def require(module: str, error: type[FadError], needs: str, hint: str = "") -> A
     except ModuleNotFoundError as missing:
         raise error(
             f"{needs} the package {missing.name!r}, which is not installed: "
-            f'pip install "fad[experiments]"{hint}'
+            f'pip install "fad[{extra}]"{hint}'
         ) from missing

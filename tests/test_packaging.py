@@ -19,6 +19,7 @@ LIBRARY = sorted((ROOT / "fad").rglob("*.py"))
 ALGORITHMS = sorted((ROOT / "algorithms").rglob("*.py"))
 SEMI_PUBLIC = ("jax.extend", "jax.interpreters", "jax.core", "jax._src")
 EXTRAS_ONLY = (
+    "dp_accounting",
     "flax",
     "matplotlib",
     "orbax",

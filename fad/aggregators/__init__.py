@@ -1,9 +1,35 @@
 """Aggregators: what clients put into the sum, and what the server makes of it."""
 
+from fad.aggregators._accounting import epsilon as epsilon
+from fad.aggregators._accounting import noise_multiplier_for as noise_multiplier_for
+from fad.aggregators._adaptive_clip import adaptive_clip as adaptive_clip
+from fad.aggregators._aggregate import Aggregated as Aggregated
+from fad.aggregators._aggregate import aggregate as aggregate
+from fad.aggregators._aggregate import combined as combined
 from fad.aggregators._aggregator import Aggregator as Aggregator
+from fad.aggregators._aggregator import Message as Message
 from fad.aggregators._aggregator import from_optax as from_optax
+from fad.aggregators._aggregator import mean_by_sums as mean_by_sums
+from fad.aggregators._chain import chain as chain
+from fad.aggregators._clip import clip as clip
+from fad.aggregators._clip import zero_above as zero_above
+from fad.aggregators._count_sketch import count_sketch as count_sketch
 from fad.aggregators._frozen import load as load
 from fad.aggregators._frozen import save as save
+from fad.aggregators._gaussian import dp_fedavg as dp_fedavg
+from fad.aggregators._gaussian import gaussian_mean as gaussian_mean
+from fad.aggregators._geometric_median import geometric_median as geometric_median
+from fad.aggregators._krum import krum as krum
+from fad.aggregators._krum import multi_krum as multi_krum
 from fad.aggregators._learned import learned as learned
 from fad.aggregators._learned import learned_optimizer as learned_optimizer
+from fad.aggregators._low_rank import low_rank as low_rank
 from fad.aggregators._make import make as make
+from fad.aggregators._named import named as named
+from fad.aggregators._qsgd import qsgd as qsgd
+from fad.aggregators._random_k import random_k as random_k
+from fad.aggregators._rotation import rotated_quantisation as rotated_quantisation
+from fad.aggregators._secure_sum import secure_sum as secure_sum
+from fad.aggregators._top_k import top_k as top_k
+from fad.aggregators._trimmed_mean import median as median
+from fad.aggregators._trimmed_mean import trimmed_mean as trimmed_mean

@@ -55,7 +55,7 @@ def learned(*, rounds: int, hidden: tuple[int, ...] = (16, 16)) -> Aggregator:
         >>> aggregator = learned(rounds=10)
         >>> theta = aggregator.init_theta(jax.random.key(0))
         >>> params, update = jnp.full(2, 999.0), jnp.array([1.0, -2.0])
-        >>> message = aggregator.client(theta, None, update, None)
+        >>> message, _ = aggregator.client(theta, None, (), update, None)
         >>> state = aggregator.init(params)
         >>> step, state = aggregator.server(theta, state, message, params, None)
         >>> [round(float(x), 2) for x in step]
@@ -119,9 +119,9 @@ def _build(
             "mix": jnp.array(_START, jnp.float32),
         }
 
-    def client(theta, state, update, key):
+    def client(theta, state, memory, update, key):
         del theta, state, key
-        return sent(update)
+        return sent(update), memory
 
     def server(theta, state, mean, params, key):
         del key

@@ -7,6 +7,7 @@ from fad.data._federated import Federated as Federated
 from fad.data._group import group_by as group_by
 from fad.data._levels import Levels as Levels
 from fad.data._load import load as load
+from fad.data._memories import ClientMemories as ClientMemories
 from fad.data._minimax import minimax as minimax
 from fad.data._partition import partition_dirichlet as partition_dirichlet
 from fad.data._partition import partition_iid as partition_iid

@@ -11,6 +11,7 @@ from fad.experiment._config import ModelConfig as ModelConfig
 from fad.experiment._config import dump as dump
 from fad.experiment._config import load as load
 from fad.experiment._figure import plot_run as plot_run
+from fad.experiment._loop import Diverged as Diverged
 from fad.experiment._meta import MetaResult as MetaResult
 from fad.experiment._meta import meta_train as meta_train
 from fad.experiment._meta_config import AggregatorConfig as AggregatorConfig
@@ -22,7 +23,6 @@ from fad.experiment._metrics import MemoryWriter as MemoryWriter
 from fad.experiment._metrics import MetricWriter as MetricWriter
 from fad.experiment._metrics import read_rows as read_rows
 from fad.experiment._report import print_report as print_report
-from fad.experiment._run import Diverged as Diverged
 from fad.experiment._run import RunResult as RunResult
 from fad.experiment._run import run as run
 from fad.experiment._stop import Stopped as Stopped

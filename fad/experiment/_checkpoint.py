@@ -1,5 +1,6 @@
 """Checkpoints by Orbax: the one file that knows its API."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,23 @@ from fad.experiment._lazy import require
 _HALF = "orbax-checkpoint-tmp"  # in the name of what Orbax has not finished
 _WHOLE = "_METADATA"  # in what it has
 _KEPT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyLength:
+    """In the place of an array ``[any, *row]`` to be read."""
+
+    row: tuple[int, ...]
+    dtype: np.dtype
+
+    @classmethod
+    def like(cls, x: np.ndarray) -> "AnyLength":
+        """Return one of the rows of ``x``."""
+        return cls(x.shape[1:], x.dtype)
+
+    def of(self, length: int) -> np.ndarray:
+        """Return an array of this length."""
+        return np.zeros((length, *self.row), self.dtype)
 
 
 class Checkpoints:
@@ -78,9 +96,14 @@ class Checkpoints:
 
     def load(self, step: int, like: Any) -> Any:
         """Read the state after a round, with the structure of ``like``."""
+        flexible = _flexible(like)
         want, path = _flat(like), self._folder / str(step)
         try:
             known = self._checkpointer.metadata(path).item_metadata
+            for name, x in flexible.items():
+                # No rows at all are not stored.
+                if name in known:
+                    want[name] = x.of(known[name].shape[0])
             fits = {k: _kind(x) for k, x in known.items()} == {
                 k: _kind(x) for k, x in want.items()
             }
@@ -113,8 +136,14 @@ def _is_key(x: Any) -> bool:
 def _flat(state: Any) -> dict[str, np.ndarray]:
     """Return the arrays by path, without empty ones, which Orbax refuses."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    leaves = [(p, x) for p, x in leaves if not isinstance(x, AnyLength)]
     data = {_name(p): jax.random.key_data(x) if _is_key(x) else x for p, x in leaves}
     return {k: np.asarray(x) for k, x in jax.device_get(data).items() if np.size(x)}
+
+
+def _flexible(state: Any) -> dict[str, AnyLength]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {_name(p): x for p, x in leaves if isinstance(x, AnyLength)}
 
 
 def _kind(x: Any) -> tuple[tuple[int, ...], np.dtype]:
@@ -122,6 +151,8 @@ def _kind(x: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _leaf(stored: np.ndarray | None, like: Any) -> Any:
+    if isinstance(like, AnyLength):
+        return like.of(0) if stored is None else np.asarray(stored)
     if stored is None:
         return like
     if _is_key(like):

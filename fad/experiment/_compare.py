@@ -13,10 +13,11 @@ from fad.experiment._config import Experiment, load
 from fad.experiment._disk import writing
 from fad.experiment._figure import Curve, plot
 from fad.experiment._folder import check_new
+from fad.experiment._loop import Diverged
 from fad.experiment._metrics import read_rows
 from fad.experiment._page import write_page
 from fad.experiment._report import print_table
-from fad.experiment._run import Diverged, run
+from fad.experiment._run import run
 from fad.experiment._table import (
     Result,
     Run,

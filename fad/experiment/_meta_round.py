@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fad.aggregators import Aggregator
+from fad._errors import ConfigError, describe
+from fad.aggregators import Aggregator, combined
 from fad.experiment._meta_config import MetaTraining
 from fad.local import client_key, evaluate, train
 from fad.placement import program
@@ -48,14 +49,12 @@ def make_round(
             before, seen = evaluate(inner.params, batches, loss=loss)
             sgd = optax.sgd(inner.client_lr)
             local = train(inner.params, batches, loss=loss, optimizer=sgd)
-            return (
-                aggregator.client(theta, inner.server, local.delta, own),
-                before,
-                seen,
-            )
+            message, _ = aggregator.client(theta, inner.server, (), local.delta, own)
+            return message, before, seen
 
+        _refuse_memory(aggregator, inner.params)
         message, before, seen = at_clients(client_work, cohort)
-        mean = aggregator.combine(message, seen)
+        mean = combined(aggregator, message, seen)
         step, server = aggregator.server(theta, inner.server, mean, inner.params, key)
         params = jax.tree.map(jnp.add, inner.params, step)
         objective = weighted_mean(before, seen)
@@ -66,3 +65,13 @@ def make_round(
         return inner, weight * objective
 
     return one_round
+
+
+def _refuse_memory(aggregator: Aggregator, params: Any) -> None:
+    kept = jax.eval_shape(aggregator.init_client, params)
+    if leaves := jax.tree.leaves(kept):
+        raise ConfigError(
+            "meta-training: expected an aggregator that keeps nothing at the clients, "
+            f"got one that keeps {', '.join(map(describe, leaves))}. Its clients are "
+            "new ones in every round; leave the part with a memory out."
+        )

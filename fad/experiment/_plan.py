@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fad._errors import ConfigError
 from fad._strong import strong
 from fad.experiment._cohorts import cohort_options
 from fad.experiment._config import Experiment
+from fad.placement import AtClients
 from fad.plan import Plan, plan
 from fad.plan._text import bytes_text, flops_text
 
@@ -28,6 +30,11 @@ def plan_step(experiment: Experiment, algorithm: Any, task: Any) -> Plan:
     Raises:
         PlanError: The step communicates nothing, or without a bound.
     """
+    return plan(algorithm.step)(*step_arguments(experiment, algorithm, task))
+
+
+def step_arguments(experiment: Experiment, algorithm: Any, task: Any) -> tuple:
+    """Return the types of what the step takes: state, cohort, key, memories if any."""
     key = jax.eval_shape(lambda: jax.random.key(experiment.seed))
     state = jax.eval_shape(lambda k: jax.tree.map(strong, algorithm.init(k)), key)
     cohort = task.train.cohort(
@@ -36,7 +43,18 @@ def plan_step(experiment: Experiment, algorithm: Any, task: Any) -> Plan:
         bucket_growth=None,
         **cohort_options(experiment, task.train.num_clients),
     )
-    return plan(algorithm.step)(state, jax.eval_shape(lambda c: c, cohort), key)
+    args = (state, jax.eval_shape(lambda c: c, cohort), key)
+    if algorithm.init_client is None:
+        return args
+    return *args, _memories(algorithm.init_client, state, experiment.cohort)
+
+
+def _memories(init_client: Any, state: Any, size: int) -> AtClients[Any]:
+    def stacked(state: Any) -> Any:
+        first = jax.tree.map(strong, init_client(state))
+        return AtClients(jax.tree.map(lambda x: jnp.stack([x] * size), first))
+
+    return jax.eval_shape(stacked, state)
 
 
 def run_text(experiment: Experiment, step: Plan, clients: int) -> str:

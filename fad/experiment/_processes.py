@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fad._errors import FadError, RunError
 from fad.distributed import clients, guard, local_range
@@ -52,6 +52,22 @@ def own_clients(cohort: Any, mesh: Mesh | None) -> Any:
     mine = local_range(cohort.num_clients, mesh)
     own = jax.tree.map(lambda x: x[mine], cohort.unsafe_gather())
     return clients(own, mesh, n=cohort.num_clients)
+
+
+def all_rows(memories: Any, mesh: Mesh | None) -> Any:
+    """Return the rows of all clients, also those of other processes."""
+    if mesh is None or jax.process_count() == 1:
+        return jax.device_get(_rows(memories))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    with guard(_CALL):
+        whole = jax.jit(lambda x: x, out_shardings=everywhere)(_rows(memories))
+        return jax.device_get(own_copy(whole, mesh))
+
+
+def _rows(memories: Any) -> Any:
+    if isinstance(memories, AtClients):
+        return memories.unsafe_gather()
+    return jax.tree.map(lambda x: x[: memories.num_clients], memories.tree)
 
 
 def own_copy(tree: Any, mesh: Mesh | None) -> Any:

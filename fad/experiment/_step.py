@@ -18,20 +18,22 @@ EVAL_BATCH = 512
 
 def compile_step(
     algorithm: Any, *, chunk: int | str | None, mesh: Mesh | None
-) -> Callable[..., tuple[Any, dict[str, Any], Any]]:
+) -> Callable[..., tuple[Any, ...]]:
     """Return the compiled step: ``(state, cohort, key) -> (state, metrics, finite)``.
 
-    ``finite`` says whether all of ``state.params`` is. Without a ``chunk`` it is one
+    ``finite`` says whether all of ``state.params`` is. The memories of clients that
+    have any are the last argument and the last result. Without a ``chunk`` it is one
     client on a CPU, where that is fastest, and the cohort elsewhere: a fixed rule, so
     that a resumed run gives the same bits.
     """
     import fad  # Here, for the package imports this module while it is being built.
 
-    def step(state: Any, cohort: Any, key: Any) -> tuple[Any, dict[str, Any], Any]:
-        state, metrics = algorithm.step(state, cohort, key)
+    def step(state: Any, cohort: Any, key: Any, *memory: Any) -> tuple[Any, ...]:
+        state, metrics, *kept = algorithm.step(state, cohort, key, *memory)
         leaves = jax.tree.leaves(state.params)
         finite = [jnp.isfinite(x).all() for x in leaves]
-        return jax.tree.map(strong, state), metrics, jnp.stack(finite).all()
+        state, kept = jax.tree.map(strong, (state, kept))
+        return state, metrics, jnp.stack(finite).all(), *kept
 
     if chunk is None and jax.default_backend() == "cpu":
         chunk = 1

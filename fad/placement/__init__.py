@@ -12,4 +12,6 @@ from fad.placement._ambient import remat_in_scope as remat_in_scope
 from fad.placement._at_clients import AtClients as AtClients
 from fad.placement._at_clients import count_clients as count_clients
 from fad.placement._at_clients import is_at_clients as is_at_clients
+from fad.placement._gathered import GATHERED as GATHERED
+from fad.placement._gathered import gathered as gathered
 from fad.placement._program import program as program

@@ -5,7 +5,14 @@ from typing import Any
 
 import jax
 
-from fad._compat import ClosedJaxpr, JaxprEqn, Literal, dce, user_line
+from fad._compat import (
+    ClosedJaxpr,
+    JaxprEqn,
+    Literal,
+    ShapedArray,
+    dce,
+    user_line,
+)
 from fad._errors import FadError, PlacementError, PlanError, describe
 from fad.plan._check_axes import FindAxes, Leaf, leaves_of, named_arguments
 from fad.plan._check_values import Placed
@@ -13,7 +20,7 @@ from fad.plan._check_walk import Walk
 from fad.plan._graph import aval_of, type_text
 from fad.plan._report import Aggregate, Allowed, CheckReport, Output, Received
 
-_ALLOW = ("callback", "unsafe_gather")
+_ALLOW = ("callback", "decode", "unsafe_gather")
 _AGGREGATE = (
     "Compute at the clients with fad.map and aggregate with fad.sum, fad.mean or "
     "fad.weighted_mean"
@@ -22,6 +29,7 @@ _AGGREGATE = (
 _WHY = {
     "axis": ("it does not keep clients apart", _AGGREGATE),
     "unknown": ("fad has no rule that says it keeps clients apart", _AGGREGATE),
+    "gathered": ("the server gets each client's by itself", _AGGREGATE),
     "mixed": ("it joins values whose client axes differ", _AGGREGATE),
     "scanned": ("it goes through the clients one by one", _AGGREGATE),
     "misplaced": (
@@ -59,8 +67,9 @@ def check(
     Args:
         fn: A fad program, or a function of JAX made of programs.
         allow: What is reported instead of refused: ``"callback"`` (clients' values go
-            to Python or to another device), ``"unsafe_gather"`` (any other use of
-            client values at the server).
+            to Python or to another device), ``"decode"`` (the server decodes what each
+            client sends, ``fad.sum(..., wire=...)``), ``"unsafe_gather"`` (any other
+            use of client values at the server).
 
     Returns:
         A function of ``fn``'s arguments, arrays or ``jax.ShapeDtypeStruct``, that gives
@@ -180,6 +189,7 @@ class _Checker(Walk):
     def lost(self, eqn, value, atom, why):
         """Refuse a client value that an equation takes away from the clients."""
         name, line = eqn.primitive.name, user_line(self.around)
+        name = "unsafe_gather" if why == "gathered" else name
         aval = (eqn.outvars[0] if atom is None else atom).aval
         reason, fix = _WHY[why]
         return self._permit(
@@ -237,6 +247,9 @@ class _Checker(Walk):
         """Note a sum."""
         if self.depth:
             return value.depends
+        decoded = frozenset()
+        if eqn.params["wire"] is not None:
+            decoded = frozenset({self._decoded(eqn, value)})
         if id(eqn) not in self._reveals:
             self._reveals[id(eqn)] = Aggregate(
                 len(self._reveals) + 1,
@@ -244,7 +257,19 @@ class _Checker(Walk):
                 value.maker or "a server value",
                 user_line(self.around, short=True),
             )
-        return value.depends | {self._reveals[id(eqn)]}
+        return value.depends | {self._reveals[id(eqn)]} | decoded
+
+    def _decoded(self, eqn: JaxprEqn, value: Placed) -> Allowed:
+        codes = [ShapedArray(t.shape, t.dtype) for t in eqn.params["wire"]]
+        types, line = ", ".join(map(type_text, codes)), user_line(self.around)
+        return self._permit(
+            Allowed("decode", "fad_sum", types, line),
+            f"{self._call}: the server decodes what each client sends, {types}, before "
+            f"it can sum.\n{self._facts(aval_of(eqn.invars[0]), value)}\n  at: {line}\n"
+            "Expected client values to leave the clients through fad.sum alone. Sum "
+            "codes that add up (a sketch, integers of one scale), without wire="
+            f"{_or('decode')}",
+        )
 
     def closed_over(self, const):
         """Place a constant where the maps and sums read it."""
@@ -253,5 +278,5 @@ class _Checker(Walk):
 
 
 def _or(kind: str) -> str:
-    name = {"gather": "unsafe_gather", "callback": "callback"}[kind]
+    name = {"gather": "unsafe_gather"}.get(kind, kind)
     return f"; fad.check(..., allow={name!r}) reports it instead."

@@ -18,6 +18,7 @@ from fad._compat import (
     open_jaxpr,
     scan_parts,
 )
+from fad.placement import GATHERED
 from fad.plan._check_rules import HOST, IDENTITIES, has_rule, moved
 from fad.plan._check_values import (
     Placed,
@@ -111,6 +112,9 @@ class Walk:
         body = call_body(eqn)
         if body is not None:
             return self.run(body, ins)
+        if name == "name" and eqn.params["name"] == GATHERED and ins[0].axes:
+            allowed = self.lost(eqn, ins[0], eqn.invars[0], "gathered")
+            return ins if allowed is None else [at_server(ins, allowed)]
         if name in HOST or _leaves_the_device(eqn):
             return self._host(eqn, ins)
         alarming = FEDERATED | HOST if self.depth or any_client(ins) else FEDERATED

@@ -20,8 +20,9 @@ from fad._compat import (
     scan_parts,
 )
 from fad._errors import PlanError
+from fad.placement import GATHERED
 from fad.plan._schedule import schedule
-from fad.plan._values import Step, Value
+from fad.plan._values import Step, Value, Wire
 
 FEDERATED = frozenset({"fad_broadcast", "fad_map", "fad_sum"})
 
@@ -129,6 +130,8 @@ class Graph:
             }
             return rules.get(name, self._call)(eqn, ins)
         at_clients = any(v.at_clients for v in ins)
+        if at_clients and name == "name" and eqn.params["name"] == GATHERED:
+            return self._step("gather", ins, [server_value(aval_of(eqn.outvars[0]))])
         make = self._made if at_clients else server_value
         return self._step("local", ins, [make(aval_of(v)) for v in eqn.outvars])
 
@@ -151,7 +154,11 @@ class Graph:
 
     def _sum(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         self._closed_over(ins)
-        return self._step("sum", ins, [server_value(aval_of(eqn.outvars[0]))])
+        outs = self._step("sum", ins, [server_value(aval_of(eqn.outvars[0]))])
+        if eqn.params["wire"] is not None:
+            codes = [ShapedArray(t.shape, t.dtype) for t in eqn.params["wire"]]
+            self.steps[-1].codes = [Wire(type_text(c), nbytes(c)) for c in codes]
+        return outs
 
     def _recompute(self, inner: Jaxpr, ins: list[Value]) -> list[Value]:
         """Follow a checkpoint's backward pass, which waits for all that it is given.

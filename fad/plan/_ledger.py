@@ -62,13 +62,13 @@ class Ledger:
         kept[1] = max(kept[1], until)
         self.round(until).returns = True
 
-    def sum(self, value: Value, level: int) -> None:
-        """Note that ``value`` is summed in round ``level``."""
+    def sum(self, value: Value, level: int, codes: list[Wire] | None = None) -> None:
+        """Note that ``value``, or a code of it, goes up in round ``level``."""
         self.use(value, level)
         key = (id(value), level)
         if key not in self._summed:
             self._summed.add(key)
-            self.round(level).up.append(Wire(value.text, value.nbytes))
+            self.round(level).up += codes or [Wire(value.text, value.nbytes)]
 
     def size(self) -> tuple[int, int]:
         """Return the number of rounds and the bytes moved, for comparing branches."""

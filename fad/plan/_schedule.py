@@ -22,9 +22,9 @@ def schedule(steps: Sequence[Step], outputs: Sequence[Value]) -> Ledger:
         floor = max((v.level for v in step.after), default=0)
         if step.kind == "send":
             step.outs[0].level = max(step.ins[0].level, floor)
-        elif step.kind == "sum":
+        elif step.kind in ("sum", "gather"):
             level = max(step.ins[0].level, floor)
-            ledger.sum(step.ins[0], level)
+            ledger.sum(step.ins[0], level, step.codes)
             step.outs[0].level = level + 1
         elif step.kind == "work":
             _schedule_work(ledger, step, used, work)

@@ -38,31 +38,34 @@ class Value:
         return self.kind != "server"
 
 
-@dataclass(eq=False)
-class Step:
-    """One step of the unrolled program.
-
-    Attributes:
-        kind: ``send``, ``work`` (a map), ``sum``, or ``local`` to where its values are.
-        ins: What it reads.
-        outs: What it makes.
-        eqn: The map's equation.
-        after: Server values that decide whether the step happens at all.
-    """
-
-    kind: Literal["send", "work", "sum", "local"]
-    ins: list[Value]
-    outs: list[Value]
-    eqn: Any = None
-    after: tuple[Value, ...] = ()
-
-
 @dataclass(frozen=True)
 class Wire:
     """One value on the wire: its type and its bytes per client."""
 
     text: str
     nbytes: int
+
+
+@dataclass(eq=False)
+class Step:
+    """One step of the unrolled program.
+
+    Attributes:
+        kind: ``send``, ``work`` (a map), ``sum``, ``gather`` (the server gets the
+            clients' values one by one), or ``local`` to where its values are.
+        ins: What it reads.
+        outs: What it makes.
+        eqn: The map's equation.
+        after: Server values that decide whether the step happens at all.
+        codes: Of a sum, what travels in the place of the summand, if not itself.
+    """
+
+    kind: Literal["send", "work", "sum", "gather", "local"]
+    ins: list[Value]
+    outs: list[Value]
+    eqn: Any = None
+    after: tuple[Value, ...] = ()
+    codes: list[Wire] | None = None
 
 
 @dataclass(frozen=True)

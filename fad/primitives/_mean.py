@@ -85,7 +85,7 @@ def weighted_mean(x: AtClients[T], weights: AtClients[Any]) -> T:
             "Compute one weight per client with fad.map."
         )
     dtypes = [_as_float(v).dtype for _, v in named]
-    total, weight_sum = sum(map(_weigh, x, weights))
+    total, weight_sum = sum(map(weigh, x, weights))
     safe = jnp.where(weight_sum == 0, jnp.ones_like(weight_sum), weight_sum)
     leaves, treedef = jax.tree.flatten(total)
     means = [
@@ -95,7 +95,8 @@ def weighted_mean(x: AtClients[T], weights: AtClients[Any]) -> T:
     return treedef.unflatten(means)
 
 
-def _weigh(x: Any, weights: Any) -> tuple[Any, jax.Array]:
+def weigh(x: Any, weights: Any) -> tuple[Any, jax.Array]:
+    """Return one client's value times its weight, and the weight, as floats."""
     (w,) = jax.tree.leaves(weights)
     w = _as_float(w)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fad
+from fad.aggregators import combined
 from tests import rounds
 
 CLIENTS, ROUNDS = 4, 3
@@ -39,11 +40,11 @@ def training_loss(aggregator: Any) -> Any:
             params, state = carry
             message = fad.map(
                 lambda d: aggregator.client(
-                    theta, state, rounds.local_sgd(params, CLIENT_LR, d), None
-                ),
+                    theta, state, (), rounds.local_sgd(params, CLIENT_LR, d), None
+                )[0],
                 data,
             )
-            mean = aggregator.combine(message, weights)
+            mean = combined(aggregator, message, weights)
             step, state = aggregator.server(theta, state, mean, params, None)
             return (jax.tree.map(jnp.add, params, step), state), None
 
@@ -64,7 +65,7 @@ def plain_loss(aggregator: Any) -> Any:
         def one_round(carry, _):
             params, state = carry
             deltas = jax.vmap(lambda d: rounds.local_sgd(params, CLIENT_LR, d))(data)
-            send = lambda d: aggregator.client(theta, state, d, None)  # noqa: E731
+            send = lambda d: aggregator.client(theta, state, (), d, None)[0]  # noqa: E731
             mean = jax.tree.map(
                 lambda x: jnp.tensordot(share, x, 1), jax.vmap(send)(deltas)
             )
@@ -87,7 +88,7 @@ def _two_steps(aggregator: Any) -> Any:
         step = params
         for _ in range(2):
             send = functools.partial(_message, aggregator, theta, state)
-            mean = aggregator.combine(fad.map(send, updates), weights)
+            mean = combined(aggregator, fad.map(send, updates), weights)
             step, state = aggregator.server(theta, state, mean, params, None)
         return step
 
@@ -111,7 +112,7 @@ def saturated(step: Any, mean: Any, params: Any, *, part: float) -> Any:
 
 
 def _message(aggregator, theta, state, update):
-    return aggregator.client(theta, state, update, None)
+    return aggregator.client(theta, state, (), update, None)[0]
 
 
 def close(a: Any, b: Any, **tolerance: Any) -> None:

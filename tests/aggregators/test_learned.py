@@ -134,31 +134,29 @@ def test_an_empty_client_with_nan_counts_for_nothing(updates, getkey):
 
 def test_what_is_sent():
     for make, times in ((learned, 3), (learned_optimizer, 1)):
-        message = make(rounds=2).client(None, None, jnp.array([2.0, -3.0]), None)
+        update = jnp.array([2.0, -3.0])
+        message, _ = make(rounds=2).client(None, None, (), update, None)
         assert len(jax.tree.leaves(message)) == times
-    assert learned(rounds=2).client(None, None, jnp.array([2.0, -3.0]), None)[
-        "sign"
-    ].tolist() == [1.0, -1.0]
+    message, _ = learned(rounds=2).client(None, None, (), update, None)
+    assert message["sign"].tolist() == [1.0, -1.0]
 
 
 def test_client_may_use_theta_and_state_which_are_then_broadcast(getkey):
-    """Clipping at the clients to a learned norm: what issue I composes."""
+    """Clipping at the clients to a learned norm."""
 
-    def client(theta, state, update, key):
-        del key
-        return update / jnp.maximum(1.0, jnp.linalg.norm(update) / jnp.exp(theta))
+    def client(theta, state, memory, update, key):
+        del state, key
+        norm = jnp.linalg.norm(update)
+        return update / jnp.maximum(1.0, norm / jnp.exp(theta)), memory
 
-    clip = aggregators.Aggregator(
-        init_theta=lambda key: jnp.zeros(()),
-        init=lambda params: (),
-        server=lambda theta, state, mean, params, key: (mean, state),
-        client=client,
-    )
+    clip = aggregators.Aggregator(init_theta=lambda key: jnp.zeros(()), client=client)
 
     @fad.program
     def length(theta, updates):
-        message = fad.map(lambda d: clip.client(theta, (), d, None), updates)
-        mean = clip.combine(message, fad.map(lambda d: jnp.ones(()), updates))
+        message = fad.map(lambda d: clip.client(theta, (), (), d, None)[0], updates)
+        mean = aggregators.combined(
+            clip, message, fad.map(lambda d: jnp.ones(()), updates)
+        )
         return jnp.linalg.norm(clip.server(theta, (), mean, None, None)[0])
 
     updates = fad.AtClients(jnp.array([[3.0, 4.0], [6.0, 8.0]]))

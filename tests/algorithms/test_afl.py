@@ -12,7 +12,7 @@ import fad
 from algorithms import fedavg
 from algorithms.afl import Config, afl
 from tests.algorithms.conftest import init_params, loss
-from tests.algorithms.test_fedavg import python_round
+from tests.algorithms.test_fedavg import leaves_out, python_round
 
 pytestmark = pytest.mark.once
 
@@ -119,6 +119,11 @@ def test_a_place_that_stayed_empty_touches_no_weight(federation):
     state, _ = run(make(), fad.AtClients(batches._replace(client=client)), 1)
     same, _ = run(make(), federation.cohort, 1)
     np.testing.assert_allclose(state.weights, same.weights, rtol=1e-6)
+
+
+def test_leaves_out_what_is_not_finite(x64, federation):
+    """Nor does its loss move lambda."""
+    leaves_out(make(nonfinite="exclude"), federation)
 
 
 def test_communication(federation):

@@ -1,11 +1,14 @@
 """FedAvg and its configurations, against a per-client Python loop."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import fad
 from algorithms.fedavg import Config, fedavg, optimizers
 from tests.algorithms.conftest import init_params, loss
 
@@ -27,6 +30,29 @@ def python_round(federation, params, *, client, weighting="examples"):
     return jax.tree.map(
         lambda *d: sum(w * v for w, v in zip(weights, d, strict=True)) / total, *deltas
     )
+
+
+def leaves_out(algorithm, federation):
+    """Assert that ``nonfinite = "exclude"`` makes a NaN client as good as not there."""
+    key, batches = jax.random.key(0), federation.cohort.unsafe_gather()
+    y = batches.examples["y"].at[2, 0, 0].set(jnp.nan)
+    spoiled = batches._replace(examples={**batches.examples, "y": y})
+
+    def cohort(*ids):
+        return fad.AtClients(jax.tree.map(lambda x: x[np.array(ids)], spoiled))
+
+    state, step = algorithm.init(key), jax.jit(algorithm.step)
+    after, metrics = step(state, cohort(0, 1, 2, 3), key)
+    want, others = step(state, cohort(0, 1, 0, 3), key)
+    jax.tree.map(np.testing.assert_array_equal, after, want)
+    assert (metrics.pop("excluded_clients"), others.pop("excluded_clients")) == (1, 0)
+    assert metrics == others
+    assert np.isfinite(metrics["train_loss"])
+    # The only one, left out: the model stays, and without a loss the run ends.
+    after, metrics = step(state, cohort(0, 0, 2, 0), key)
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    assert np.isnan(metrics["train_loss"])
+    assert metrics["excluded_clients"] == 1
 
 
 def assert_close(a, b, tol=1e-12):
@@ -178,3 +204,33 @@ def test_a_random_loss_gets_a_key_of_its_client(x64, federation):
 def test_ranges(option, value, message):
     with pytest.raises(ValueError, match=message):
         Config(**{option: value})
+
+
+@pytest.mark.parametrize("weighting", ["examples", "uniform"])
+def test_leaves_out_what_is_not_finite(x64, federation, weighting):
+    options: dict[str, Any] = {"server": optax.sgd(1.0), "client": optax.sgd(0.2)}
+    options |= {"weighting": weighting}
+    exclude = fedavg(loss, init_params, nonfinite="exclude", **options)
+    leaves_out(exclude, federation)
+    # By default such a client counts, and nothing more is sent or shown.
+    batches = federation.cohort.unsafe_gather()
+    y = batches.examples["y"].at[2, 0, 0].set(jnp.nan)
+    spoiled = fad.AtClients(batches._replace(examples={**batches.examples, "y": y}))
+    refuse, key = fedavg(loss, init_params, **options), jax.random.key(0)
+    args = refuse.init(key), spoiled, key
+    state, metrics = jax.jit(refuse.step)(*args)
+    assert set(metrics) == {"train_loss", "server_lr"}
+    assert np.isnan(metrics["train_loss"])
+    assert np.isnan(state.params["w"]).all()
+    more = fad.plan(exclude.step)(*args).cost()
+    assert more.bytes_up > fad.plan(refuse.step)(*args).cost().bytes_up
+
+
+def test_who_cannot_leave_out_has_no_such_option():
+    from algorithms import ALGORITHMS
+
+    def has(name):
+        return hasattr(ALGORITHMS[name].Config, "nonfinite")
+
+    assert all(has(name) for name in ("afl", "fedavg", "fednova", "qffl"))
+    assert not any(has(name) for name in ("fathom", "fedexp", "fedhyper", "per_fedavg"))

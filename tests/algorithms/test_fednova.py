@@ -7,6 +7,7 @@ import pytest
 
 from algorithms.fednova import Config, fednova
 from tests.algorithms.conftest import init_params, loss
+from tests.algorithms.test_fedavg import leaves_out
 from tests.algorithms.test_hypergradient_descent import (
     CLIENT_LR,
     MODEL,
@@ -145,6 +146,10 @@ def test_differentiates_in_the_client_step(x64, federation):
 def test_hard_data_and_sweeps(x64, federation):
     survives_hard_data(build(), federation)
     sweeps(build(), federation, jnp.array([0.1, 3.0]), "lr")
+
+
+def test_leaves_out_what_is_not_finite(x64, federation):
+    leaves_out(build(momentum=0.9, mu=0.7, nonfinite="exclude"), federation)
 
 
 def test_sends_one_number_more_than_fedavg(federation):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fad
-from algorithms import learned_aggregator
+from algorithms.aggregated_fedavg import aggregated_fedavg
 from algorithms.learned_aggregator import SHIPPED, Config, build
 from fad import aggregators
 from fad.experiment import DataConfig, ModelConfig, make_task
@@ -17,7 +17,7 @@ from tests.algorithms.test_fedavg import assert_close, python_round
 
 
 def _algorithm(aggregator, theta, client, **options):
-    return learned_aggregator.learned_aggregator(
+    return aggregated_fedavg(
         loss, init_params, aggregator=aggregator, theta=theta, client=client, **options
     )
 

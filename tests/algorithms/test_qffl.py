@@ -12,6 +12,7 @@ import fad
 from algorithms import fedavg
 from algorithms.qffl import Config, qffl
 from tests.algorithms.conftest import init_params, loss
+from tests.algorithms.test_fedavg import leaves_out
 
 pytestmark = pytest.mark.once
 
@@ -120,6 +121,11 @@ def test_a_cohort_of_one(federation, chosen):
     moved = jnp.abs(state.params["w"] - algorithm.init(KEY).params["w"]).max()
     assert (moved > 0) == (chosen == 3)
     assert all(jnp.isfinite(x) for x in metrics.values())
+
+
+@pytest.mark.parametrize("variant", ["avg", "sgd"])
+def test_leaves_out_what_is_not_finite(x64, federation, variant):
+    leaves_out(make(1.0, variant=variant, nonfinite="exclude"), federation)
 
 
 def test_communication(federation):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from algorithms import ALGORITHMS
-from benchmarks import _bilevel_page as page
-from benchmarks import bilevel
-from benchmarks._bilevel_studies import SHARDS, STUDIES, Series, Study
+from benchmarks import _study_page as page
+from benchmarks import _study_runs as runs
+from benchmarks._bilevel_studies import SHARDS, STUDIES
 from benchmarks._report import ROOT
+from benchmarks._study import Series, Study
 from fad.experiment import load
 
 RUNS = [
@@ -23,7 +24,7 @@ RUNS = [
 @pytest.mark.parametrize(("name", "label", "split"), RUNS)
 def test_every_run_has_a_configuration(name, label, split):
     study = STUDIES[name]
-    values = bilevel.overrides(study, bilevel.Job(name, label, split, 3))
+    values = runs.overrides(study, runs.Job("bilevel", name, label, split, 3))
     experiment = load(ROOT / "configs" / study.config, ALGORITHMS, overrides=values)
     assert experiment.seed == experiment.data.seed == 3
     assert experiment.rounds == study.series[label].steps
@@ -62,10 +63,10 @@ def test_other_settings_are_run_again():
     study = Study("t", "mnist_fednest.toml", {SHARDS: {}}, {"a": series}, (0.5,))
     own = json.loads(json.dumps(series.settings()))
     found = {"a": {"settings": own}, "gone": {"settings": own}}
-    bilevel._forget(found, study, again=False)
+    runs.forget(found, study, again=False)
     assert list(found) == ["a"]
     found["a"]["settings"]["steps"] = 6
-    bilevel._forget(found, study, again=False)
+    runs.forget(found, study, again=False)
     assert not found
 
 
@@ -73,7 +74,7 @@ def test_other_settings_are_run_again():
     ("steps", "expected"), [(20, [10, 20]), (25, [10, 20, 25]), (5, [5])]
 )
 def test_the_last_step_is_evaluated(steps, expected):
-    assert bilevel.evaluated(Series({}, steps)) == expected
+    assert runs.evaluated(Series({}, steps)) == expected
 
 
 def test_every_kept_curve_has_its_steps():
@@ -85,20 +86,20 @@ def test_every_kept_curve_has_its_steps():
         for label, series in kept.items():
             for split in series["splits"].values():
                 for run in split["runs"].values():
-                    assert run["steps"] == bilevel.evaluated(study.series[label])
+                    assert run["steps"] == runs.evaluated(study.series[label])
                     assert len(run["accuracy"]) == len(run["steps"])
 
 
 def test_long_runs_begin_first():
-    options = bilevel._options(["hyper_representation", "--seeds", "2"])
+    options = runs.options_of("bilevel", ["hyper_representation", "--seeds", "2"])
     study = STUDIES["hyper_representation"]
-    jobs = bilevel._jobs("hyper_representation", study, options)
+    jobs = runs.jobs_of("bilevel", study, options)
     assert jobs[0].series == "FedNest, tau = 5"
     assert len(jobs) == 2 * sum(
         len(s.splits or study.splits) for s in study.series.values()
     )
-    paper = bilevel._options(["hyper_representation", "--part", "paper"])
-    names = {j.series for j in bilevel._jobs("hyper_representation", study, paper)}
+    paper = runs.options_of("bilevel", ["hyper_representation", "--part", "paper"])
+    names = {j.series for j in runs.jobs_of("bilevel", study, paper)}
     assert names == {"FedNest", "LFedNest", "FedNest-SGD", "FedNest, tau = 5"}
 
 
@@ -112,7 +113,7 @@ def test_a_page_of_what_is_kept(tmp_path, monkeypatch):
     gone = run | {"accuracy": [None, None], "clean_auc": [None, None]}
     found = {"AggITD": {"settings": {}, "splits": {SHARDS: runs}}}
     found["FedNest"] = {"settings": {}, "splits": {SHARDS: {"runs": {"0": gone}}}}
-    page.write_page("hyper_cleaning", study, found)
+    page.write_page("bilevel", "hyper_cleaning", study, found)
     text = (tmp_path / "docs" / "experiments" / "hyper_cleaning.md").read_text()
     assert "| AggITD | 6 | 1 + 2 | 0.8500 ± 0.0000 at 120 | 0.935 ± 0.000 |" in text
     assert "All 3 runs took 3 minutes of one core." in text

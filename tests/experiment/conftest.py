@@ -1,13 +1,13 @@
 import pytest
 
-from fad.experiment import _run, _tasks
+from fad.experiment import _loop, _run, _tasks
 from tests.experiment import fakes
 
 
 @pytest.fixture
 def fake_cost(monkeypatch):
     """The toy is no federated program, so its cost is made up."""
-    monkeypatch.setattr(_run, "round_cost", lambda *args: (3000, 1000))
+    monkeypatch.setattr(_loop, "round_cost", lambda *args: (3000, 1000))
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from fad import DataError, RunError
-from fad.experiment import Diverged, Stopped, _run, load, read_rows, run
+from fad._strong import strong
+from fad.experiment import Diverged, Stopped, _loop, _run, load, read_rows, run
 from fad.experiment._checkpoint import Checkpoints
 from fad.experiment._stop import stop_request
 from tests.experiment import fakes
@@ -243,7 +244,7 @@ def test_divergence_keeps_the_last_finite_checkpoint(tmp_path):
     assert raised.value.round == 4
     checkpoints = Checkpoints(tmp_path / "a" / "checkpoints")
     assert checkpoints.rounds() == [2]
-    state = jax.tree.map(_run.strong, build(Config()).init(jax.random.key(0)))
+    state = jax.tree.map(strong, build(Config()).init(jax.random.key(0)))
     like = {"state": state, "cohorts": {"round": np.int32(0)}}
     saved = checkpoints.load(2, like)
     assert np.isfinite(saved["state"].params["w"]).all()
@@ -344,7 +345,7 @@ def test_disk_full_at_a_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(RunError, match=message):
         go(tmp_path / "a")
     monkeypatch.undo()
-    monkeypatch.setattr(_run, "round_cost", lambda *args: (3000, 1000))
+    monkeypatch.setattr(_loop, "round_cost", lambda *args: (3000, 1000))
     monkeypatch.setattr(_run, "plot_run", lambda *args, **options: None)
     assert go(tmp_path / "a", resume=True).rows[-1]["round"] == 6
 

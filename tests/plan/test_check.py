@@ -135,7 +135,7 @@ def test_messages(name):
 def test_an_unknown_exception_is_refused(allow):
     expected = (
         r"fad.check\(honest, allow=...\): unknown 'gather'; expected some of "
-        "'callback', 'unsafe_gather'"
+        "'callback', 'decode', 'unsafe_gather'"
     )
     with pytest.raises(fad.FadError, match=expected):
         check(leaks.honest, allow=allow)

@@ -1,14 +1,14 @@
-"""The pages of the federated bilevel benchmark: a table per split, and a figure."""
+"""The page of a study: a table per split, and a figure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks._bilevel_studies import Study
 from benchmarks._figures import COLOURS
 from benchmarks._machine import describe, machine
 from benchmarks._report import ROOT, table
+from benchmarks._study import Study
 
 WINDOW, LAST = 3, 5  # evaluations in a curve's trailing mean, and in a final value
 
@@ -62,7 +62,7 @@ def curves(
     return Curves(values, steps * rounds, steps * sent, runs[0] | {"rounds": rounds})
 
 
-def write_page(name: str, study: Study, found: Mapping[str, Any]) -> None:
+def write_page(command: str, name: str, study: Study, found: Mapping[str, Any]) -> None:
     """Write ``docs/experiments/<name>.md`` and its figure."""
     folder = ROOT / "docs" / "experiments"
     _figure(study, found, folder / f"{name}.png")
@@ -72,7 +72,7 @@ def write_page(name: str, study: Study, found: Mapping[str, Any]) -> None:
     parts.append(_notes(study, found))
     parts.append(f"![{study.title}]({name}.png)")
     parts.append(f"This page was written on: {describe(machine())}.")
-    parts.append(f"Run it again: `python -m benchmarks bilevel {name}`.")
+    parts.append(f"Run it again: `python -m benchmarks {command} {name}`.")
     (folder / f"{name}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
