@@ -31,6 +31,8 @@ from tests.aggregators.compressed import (
     tree,
 )
 
+pytestmark = pytest.mark.once
+
 LEVELS, BUCKET = 3, 4
 BITS, BOUND = 4, 1.5
 _BUCKETS = np.array([0, 0, 0, 0, 1, 1, 2, 2])  # of a matrix of 6 and a vector of 2
@@ -94,7 +96,6 @@ def test_values_equal_numpy(name):
         assert 0.05 < np.mean(saturated) < 0.3
 
 
-@pytest.mark.once
 @EACH
 @pytest.mark.usefixtures("x64")
 def test_derivative_equals_plain_jax(name):
@@ -211,7 +212,6 @@ def test_a_sum_of_integers_is_exact():
         jax.eval_shape(one_round(made), *args)
 
 
-@pytest.mark.once
 def test_composes_with_other_sums_and_other_means():
     updates, weights = (
         [tree(_updates(t, 3.0)) for t in range(3)],

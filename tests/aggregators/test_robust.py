@@ -19,6 +19,8 @@ from fad.aggregators._trimmed_mean import median, trimmed_mean
 from tests.aggregators.classical_runs import arguments, one_round, rounds
 from tests.algorithms.classical import quadratic, quadratic_loss
 
+pytestmark = pytest.mark.once
+
 NU = 0.8  # of some clients' distance
 MAKERS = {
     "geometric_median": lambda: geometric_median(nu=NU),
@@ -56,7 +58,6 @@ def _numpy(name, v, w):
     return v[np.argsort(scores)[:keep]].mean(axis=0)
 
 
-@pytest.mark.once
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", MAKERS)
 def test_values_equal_numpy(name):
@@ -101,7 +102,6 @@ def _plain(name, v, nu):
     return v[best[: {"krum": 1, "multi_krum": 4, "multi_krum_keep": 3}[name]]].mean(0)
 
 
-@pytest.mark.once
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("name", MAKERS)
 def test_derivative_equals_plain_jax(name):
@@ -235,7 +235,6 @@ def test_geometric_median_under_a_secure_sum():
     np.testing.assert_allclose(secure, plain, atol=1e-6)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("name", MAKERS)
 def test_hard_cohorts(name):
     """A client that is not finite is left out, the dtypes stay, a tree may be mixed."""
@@ -364,7 +363,6 @@ def _constant(update):
     return jnp.full_like(update, 100.0)
 
 
-@pytest.mark.once
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("make", "corrupted", "corrupt", "least", "most"),

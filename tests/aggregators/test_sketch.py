@@ -25,6 +25,8 @@ from tests.aggregators.compressed import (
     tree,
 )
 
+pytestmark = pytest.mark.once
+
 ROWS, COLUMNS, K, MOMENTUM = 3, 6, 2, 0.6
 
 
@@ -94,7 +96,6 @@ def test_values_equal_numpy(name):
         np.testing.assert_allclose(done.state[1][0][:, 0], carry, rtol=1e-10)
 
 
-@pytest.mark.once
 @EACH
 @pytest.mark.usefixtures("x64")
 def test_derivative_equals_plain_jax(name):

@@ -21,6 +21,8 @@ from tests.aggregators.compressed import (
     tree,
 )
 
+pytestmark = pytest.mark.once
+
 K = 3
 
 
@@ -54,7 +56,6 @@ def test_values_equal_numpy(name):
     assert K < sent <= 3 * K if name == "top_k" else sent == K
 
 
-@pytest.mark.once
 @EACH
 @pytest.mark.usefixtures("x64")
 def test_derivative_equals_plain_jax(name):

@@ -53,7 +53,8 @@ def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
     assert [r["round"] for r in rows if "accuracy" in r] == [*range(1, rounds + 1)]
     model = 4 * (64 * 64 + 64 + 64 * 10 + 10)
     assert rows[-1]["bytes_down"] >= rounds * model
-    assert rows[-1]["bytes_up"] >= rounds * model
+    compressed = name == "aggregated_fedavg"
+    assert rows[-1]["bytes_up"] >= rounds * model * (0.1 if compressed else 1)
     assert (folder / "figure.png").exists()
     assert "accuracy" in capsys.readouterr().out
 

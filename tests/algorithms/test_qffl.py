@@ -82,17 +82,17 @@ def test_q_zero_is_fedavg(x64, federation):
 
 
 def test_the_derivative_by_q(x64, federation):
-    """Two rounds differentiate in q as a loop does."""
+    """Three rounds differentiate in q as a loop does."""
 
     def norm(params):
         return sum(jnp.sum(p**2) for p in jax.tree.leaves(params))
 
     def by_fad(q):
-        return norm(run(make(q), federation.cohort, 2)[0].params)
+        return norm(run(make(q), federation.cohort, 3)[0].params)
 
     def by_loop(q):
         params = init_params(KEY)
-        for _ in range(2):
+        for _ in range(3):
             params = plain_round(params, federation, q, "avg", "examples")
         return norm(params)
 

@@ -20,7 +20,7 @@ def test_the_page_is_what_the_code_says():
 
 @pytest.mark.parametrize("label", MNIST.series)
 def test_settings_load(label):
-    job = runs.Job("classical", "classical_mnist", label, "2 shards", 1)
+    job = runs.Job("classical", "classical_mnist", label, "Algorithms", 1)
     path = runs.ROOT / "configs" / MNIST.config
     experiment = load(path, ALGORITHMS, overrides=runs.overrides(MNIST, job))
     assert experiment.rounds == MNIST.series[label].steps

@@ -46,6 +46,7 @@ class Normed(nn.Module):
         return nn.Dense(10)(x)
 
 
+@pytest.mark.once
 def test_static_batch_norm_leaves_padding_out(monkeypatch):
     monkeypatch.setattr(models, "make", lambda name, *, classes, norm: Normed())
     model = ModelConfig(name="resnet18", norm="static_batch")
