@@ -161,8 +161,8 @@ def _figure(study: Study, found: Mapping[str, Any], path: Any) -> None:
             for label in study.series
             if (own := curves(study, found, label, split, study.metric)) is not None
         }
-        _panel(left, study, {k: (c.rounds, c) for k, c in drawn.items()})
-        _panel(right, study, {k: (c.megabytes, c) for k, c in drawn.items()})
+        _panel(left, {k: (c.rounds, c) for k, c in drawn.items()})
+        _panel(right, {k: (c.megabytes, c) for k, c in drawn.items()})
         left.set(xlabel="rounds of communication", ylabel=f"test {study.metric}")
         right.set(xlabel="MB per client, down and up")
         left.set_title(split, loc="left", fontsize=10, fontweight="bold")
@@ -172,16 +172,12 @@ def _figure(study: Study, found: Mapping[str, Any], path: Any) -> None:
     figure.savefig(path)
 
 
-def _panel(
-    axes: Any, study: Study, lines: Mapping[str, tuple[np.ndarray, Curves]]
-) -> None:
-    places = list(study.series)
+def _panel(axes: Any, lines: Mapping[str, tuple[np.ndarray, Curves]]) -> None:
     lows: Sequence[float] = [0.5]
-    for label, (at, own) in lines.items():
+    for k, (label, (at, own)) in enumerate(lines.items()):
         whole = np.isfinite(own.values).any(0)
         at, values = at[whole], own.values[:, whole]
         mean, spread = np.nanmean(values, 0), np.nanstd(values, 0)
-        k = places.index(label)
         look = {"color": COLOURS[k % len(COLOURS)]}
         style = ("-", "--", ":")[k // len(COLOURS) % 3]
         axes.plot(at, mean, label=label, lw=1.4, ls=style, **look)

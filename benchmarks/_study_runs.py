@@ -53,7 +53,7 @@ def run_study(command: str, argv: Sequence[str]) -> int:
     """
     options = options_of(command, argv)
     study = studies(command)[options.study]
-    path = ROOT / "benchmarks" / "results" / f"{command}_{options.study}.json"
+    path = results_path(command, options.study)
     found = json.loads(path.read_text()) if path.exists() else {}
     forget(found, study, again=options.again)
     jobs = [
@@ -71,6 +71,12 @@ def run_study(command: str, argv: Sequence[str]) -> int:
             print(line, flush=True)
     write_page(command, options.study, study, found)
     return 0
+
+
+def results_path(command: str, name: str) -> Path:
+    """Return where the runs of a study are kept."""
+    name = name if name.startswith(f"{command}_") else f"{command}_{name}"
+    return ROOT / "benchmarks" / "results" / f"{name}.json"
 
 
 def jobs_of(command: str, study: Study, options: argparse.Namespace) -> list[Job]:
