@@ -7,7 +7,9 @@ import jax.numpy as jnp
 
 import fad
 
-# Of an update that is not finite: let it end the run, or leave the client out.
+# Of an update that is not finite: let it end the run, or leave the client out. Values
+# are then as if it were not there; a derivative in reverse mode is NaN, as the client's
+# own is, and zero times that.
 Nonfinite = Literal["refuse", "exclude"]
 
 

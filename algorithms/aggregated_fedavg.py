@@ -73,7 +73,8 @@ def aggregated_fedavg(
     @fad.program
     def step(state, cohort, key, memories=None):
         def work(batches):
-            own = fad.local.client_key(key, batches.client) if random_loss else None
+            own = fad.local.client_key(_apart(key), batches.client)
+            own = own if random_loss else None
             local = fad.local.train(
                 state.params, batches, loss=loss, optimizer=client, key=own
             )
@@ -98,6 +99,10 @@ def aggregated_fedavg(
 
     keeps = jax.tree.leaves(jax.eval_shape(lambda k: memory(init(k)), _KEY))
     return fad.Algorithm(init, step, init_client=memory if keeps else None)
+
+
+def _apart(key: Any) -> Any:
+    return jax.random.fold_in(key, 1)  # the aggregator draws from the key itself
 
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))

@@ -52,7 +52,8 @@ def ditto(
     Returns:
         The algorithm, with the personal model as the client's memory; its metrics are
         ``train_loss`` and ``personal_loss``, of either model before each of its local
-        steps, ``excluded_clients`` (from the global model), and ``server_lr``.
+        steps, ``excluded_clients`` (from the global model), ``excluded_personal`` (own
+        models that are not finite), and ``server_lr``.
     """
 
     def init(key):
@@ -77,16 +78,18 @@ def ditto(
                 return found, *weigh(found, local.num_examples, weighting, nonfinite)
 
             shared, own = weighed(train(x, client)), train(v, drawn)
-            (_, seen), weight, _ = weighed(own)
-            new = where((shared[1] > 0) & (weight > 0), own.params, v)
-            return shared, (seen, weight), new
+            (_, seen), *who = weighed(own)
+            new = where((shared[1] > 0) & (who[0] > 0), own.params, v)
+            return shared, (seen, *who), new
 
-        shared, personal_losses, memory = fad.map(client_work, cohort, memory)
+        shared, alone, memory = fad.map(client_work, cohort, memory)
         (delta, losses), weights, left_out = shared
         mean = fad.weighted_mean(delta, weights)
         params, moments = server_step(x, mean, state.server, server, server_lr)
         metrics = cohort_metrics(losses, weights, left_out) | {"server_lr": server_lr}
-        metrics["personal_loss"] = fad.weighted_mean(*personal_losses)
+        own = cohort_metrics(*alone)
+        metrics["personal_loss"] = own["train_loss"]
+        metrics["excluded_personal"] = own["excluded_clients"]
         return State(params, moments), metrics, memory
 
     return fad.Algorithm(init, step, init_client=lambda state: state.params)

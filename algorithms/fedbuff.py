@@ -9,10 +9,9 @@ it was last sent, of version v_i, until it comes. At first all have the first mo
     server:         x <- x + eta * sum_i w(s_i) D_i / K,   w(s) = (1 + s)^-a
     each client i:  y_i <- x,   v_i <- t + 1               it is sent the newest model
 
-So the staleness s_i counts the server updates since i last came, 0 if it comes every
-time; the paper's clients may also start between two updates. What is older than
-``max_staleness`` is dropped and not in K; its client is sent the newest model all the
-same. ``fad.plan`` shows one model up and then one down, as two rounds.
+So the staleness s_i counts the server updates since i last came; the paper's clients
+may also start between two. What is older than ``max_staleness`` is dropped and not in
+K; its client, as one left out, gets the newest model all the same.
 """
 
 from collections.abc import Callable
@@ -53,7 +52,7 @@ def fedbuff(
     Args:
         loss: ``loss(params, examples) -> [batch]``, one loss per row.
         init_params: ``init_params(key) -> params``.
-        client: The clients' optimizer; it starts afresh every time.
+        client: The clients' optimizer, afresh every time.
         server_lr: The server step eta.
         exponent: a, how much less a stale update counts; 1/2 in the paper.
         divisor: Divide by the ``buffer``'s size K, or by the sum of the ``weights``.
@@ -62,37 +61,38 @@ def fedbuff(
         random_loss: Whether the loss is ``loss(params, examples, key)``.
 
     Returns:
-        The algorithm; its metrics are ``train_loss``, the loss before each local step,
-        ``excluded_clients``, ``staleness``, the mean, and ``dropped_clients``.
+        It; it also shows the mean ``staleness`` and ``dropped_clients``.
     """
 
     @fad.program
     def step(state, cohort, key, memory):
         def train(batches, sent):
             own = fad.local.client_key(key, batches.client) if random_loss else None
-            training = {"loss": loss, "optimizer": client, "key": own}
-            local = fad.local.train(sent.params, batches, **training)
+            options = {"loss": loss, "optimizer": client, "key": own}
+            local = fad.local.train(sent.params, batches, **options)
             stale = (state.version - sent.version).astype(jnp.result_type(float))
             found = local.delta, local.loss
             came, left_out = takes_part(found, local.num_examples, nonfinite)
             kept = came if max_staleness is None else came & (stale <= max_staleness)
             weight = where(kept, (1 + stale) ** -exponent, 0)
-            return found, weight, stale, kept, came, left_out
+            return found, weight, stale, (kept, came, left_out, came | left_out)
 
-        found, weights, stale, kept, came, left_out = fad.map(train, cohort, memory)
-        delta = fad.weighted_mean(found[0], weights)
+        found, weights, stale, who = fad.map(train, cohort, memory)
+        kept, came, left_out, there = who
+        delta, moved = fad.weighted_mean(found[0], weights), fad.sum(kept) > 0
         scale = fad.weighted_mean(weights, kept) if divisor == "buffer" else 1
-        state = State(move(state.params, delta, server_lr * scale), state.version + 1)
+        x = move(state.params, delta, server_lr * scale)
+        state = State(x, state.version + moved.astype(jnp.int32))
         metrics = cohort_metrics(found[1], came, left_out)
         metrics["staleness"] = fad.weighted_mean(stale, came)
         metrics["dropped_clients"] = fad.sum(came) - fad.sum(kept)
-        memory = fad.map(lambda c, old: where(c, state, old), came, memory)
+        memory = fad.map(lambda t, old: where(t, state, old), there, memory)
         return state, metrics, memory
 
     def init(key):
         return State(init_params(key), jnp.zeros((), jnp.int32))
 
-    return fad.Algorithm(init, step, init_client=lambda state: state)
+    return fad.Algorithm(init, step, None, lambda state: state)
 
 
 @dataclass(frozen=True)
@@ -116,5 +116,5 @@ class Config:
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
     options = asdict(config)
-    client = optax.sgd(options.pop("client_lr"))
-    return fedbuff(task.loss, task.init, client=client, **options)
+    options["client"] = optax.sgd(options.pop("client_lr"))
+    return fedbuff(task.loss, task.init, **options)

@@ -16,7 +16,7 @@ linear, in the fewest rounds for p = sqrt(mu g). p = 1 is gradient descent. New 
 - All take the same steps, from the first batch again where a client has fewer.
 - h_i gets its mean with the next round's model, which saves a message.
 - A client without examples, or left out, keeps its h_i and is not in the mean; the sum
-  stays 0. A smaller cohort is refused, for the theory needs all clients.
+  stays 0. Smaller cohorts and empty places are refused: it takes all clients.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import optax
 
 import fad
+from algorithms import _everyone as everyone
 from algorithms._ranges import check_range
 from algorithms._taking_part import Nonfinite, cohort_metrics, takes_part, where
 from algorithms.fedavg import State
@@ -54,8 +55,8 @@ def scaffnew(
     """Build Scaffnew for ``num_clients``, all of whom are in every cohort.
 
     Returns:
-        The algorithm; its metrics are ``train_loss``, the loss before each local step,
-        ``excluded_clients`` and ``local_steps``.
+        The algorithm; its metrics are ``train_loss``, ``excluded_clients``,
+        ``local_steps`` and ``absent_clients``, which end the run.
     """
 
     def fresh(state):
@@ -63,11 +64,7 @@ def scaffnew(
 
     @fad.program
     def step(state, cohort, key, memory):
-        if (came := cohort.num_clients) != num_clients:
-            raise fad.FadError(
-                f"algorithms.scaffnew: all {num_clients} clients must take part, and "
-                f"the cohort has {came}. Set cohort = {num_clients}."
-            )
+        absent = everyone.absent("scaffnew", cohort, num_clients)
         coin, key = jax.random.split(key)
         drawn = jax.random.geometric(coin, p, dtype=jnp.int32)
         x, steps = state.params, jnp.minimum(drawn, max_steps)
@@ -89,9 +86,12 @@ def scaffnew(
         sent, counts, left_out, memory = fad.map(client_work, cohort, memory)
         params = jax.tree.map(jnp.add, x, fad.weighted_mean(sent[0], counts))
         metrics = cohort_metrics(sent[1], counts, left_out) | {"local_steps": steps}
+        metrics["absent_clients"] = absent
         return state._replace(params=params), metrics, memory
 
-    return fad.Algorithm(lambda key: State(init_params(key), ()), step, None, fresh)
+    return fad.Algorithm(
+        lambda k: State(init_params(k), ()), step, everyone.check, fresh
+    )
 
 
 def _plus(a: Any, by: Any, b: Any) -> Any:

@@ -22,8 +22,8 @@ class Algorithm(NamedTuple):
     client keeps from one of its rounds to the next, before its first. The step is then
     ``step(state, cohort, key, memory) -> (state, metrics, memory)`` with the memories
     of the cohort's clients, an ``AtClients`` value. Whoever runs the rounds keeps those
-    of all clients (``fad.data.ClientMemories``). A client without examples, or whose
-    update is left out, gets its memory back as it was.
+    of all clients (``fad.data.ClientMemories``). A client without examples gets its
+    memory back as it was, and nothing of an update that is left out is kept.
 
     Example:
         >>> import collections, jax.numpy as jnp, fad

@@ -102,6 +102,8 @@ def aggregate(
     message, weight, memories, bad = map(send, updates, weights, clients, memories)
     mean = combined(aggregator, message, weight)
     step, state = aggregator.server(theta, state, mean, params, key)
+    # Some are computed in more bits than the params have.
+    step = jax.tree.map(lambda s, p: s.astype(jnp.result_type(p)), step, params)
     metrics = aggregator.metrics(state)
     count = sum(map(lambda b: b.astype(jnp.float32), bad))
     if nonfinite == "exclude":

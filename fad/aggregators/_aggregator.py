@@ -56,10 +56,15 @@ def mean_by_sums(
     weight = sum(weight)
     safe = jnp.where(weight == 0, jnp.ones_like(weight), weight)
     return jax.tree.map(
-        lambda s, m: (s / safe.astype(s.dtype)).astype(m.dtype),
+        lambda s, m: (s / safe.astype(s.dtype)).astype(_float_of(m.dtype)),
         total(weighted),
         messages.unsafe_gather(),
     )
+
+
+def _float_of(dtype: Any) -> Any:
+    floats = jnp.issubdtype(dtype, jnp.inexact)
+    return dtype if floats else jnp.result_type(float)
 
 
 def _nothing(*args: Any) -> tuple[()]:
@@ -111,6 +116,9 @@ class Aggregator(NamedTuple):
             code on the wire, or in the arithmetic of a secure sum.
         init_client: ``(params) -> memory``, what a client keeps between its rounds.
         metrics: ``(state) -> {name: number}``, to show after a round.
+        codes: Whether ``combine`` and ``total`` are only a short form of messages that
+            any sum may have: a chain in which something else changes or sums them goes
+            without it.
 
     Example:
         >>> import fad
@@ -136,6 +144,7 @@ class Aggregator(NamedTuple):
     total: Callable[[Any], Any] = sum
     init_client: Callable[[PyTree], Any] = _nothing
     metrics: Callable[[Any], dict[str, jax.Array]] = _no_metrics
+    codes: bool = False
 
 
 def from_optax(optimizer: optax.GradientTransformation) -> Aggregator:

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator
 from fad.aggregators._clip import clip_to
+from fad.aggregators._norm import wide
 from fad.placement import AtClients
 from fad.primitives import map
 
 PyTree = Any
 
 _CALL = "fad.aggregators.gaussian_mean"
-# Folded into the server's key, as clients fold their numbers into the round's: nobody
-# has this one.
+# Folded into the server's key, as clients fold their numbers into the round's: no
+# client has this one, only an empty place.
 _SERVER = 0xFFFFFFFF
 
 
@@ -122,12 +123,18 @@ def dp_fedavg(*, bound: Any, noise_multiplier: Any, clients: Any) -> Aggregator:
 
 
 def mean_over(clients: Any) -> Callable[..., PyTree]:
-    """Return the combine ``total(v_i) / clients`` over those of positive weight."""
+    """Return the combine ``total(v_i) / clients`` over those of positive weight.
+
+    In 32 bits at least: rounded to 16, a sum of many could jump by more than one
+    client's message, which the noise would not hide.
+    """
 
     def there(message: PyTree, weight: jax.Array) -> PyTree:
-        return jax.tree.map(
-            lambda v: jnp.where(weight > 0, v, jnp.zeros_like(v)), message
-        )
+        def one(v):
+            v = v.astype(wide(v))
+            return jnp.where(weight > 0, v, jnp.zeros_like(v))
+
+        return jax.tree.map(one, message)
 
     def combine(
         messages: AtClients[PyTree], weights: AtClients[jax.Array], total: Callable
@@ -140,7 +147,7 @@ def mean_over(clients: Any) -> Callable[..., PyTree]:
 
 
 def add_noise(call: str, tree: PyTree, deviation: jax.Array, key: Any) -> PyTree:
-    """Add normal noise, drawn in 32 bits at least; leaves keep their dtypes.
+    """Add normal noise to leaves of 32 bits at least.
 
     Raises:
         FadError: There is no key.
@@ -154,9 +161,8 @@ def add_noise(call: str, tree: PyTree, deviation: jax.Array, key: Any) -> PyTree
     keys = jax.random.split(jax.random.fold_in(key, _SERVER), len(leaves))
 
     def noisy(x, own):
-        dtype = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-        noise = deviation.astype(dtype) * jax.random.normal(own, x.shape, dtype)
-        return (x.astype(dtype) + noise).astype(x.dtype)
+        x = x.astype(wide(x))
+        return x + deviation.astype(x.dtype) * jax.random.normal(own, x.shape, x.dtype)
 
     return treedef.unflatten(noisy(*x) for x in zip(leaves, keys, strict=True))
 

@@ -26,8 +26,10 @@ def geometric_median(*, passes: int = 4, nu: Any = 1e-6) -> Aggregator:
     reach the server, so ``fad.check`` accepts it.
 
     While corrupted clients hold less than half of the weight, their share ``a``, the
-    median stays near the others' updates, however far theirs are. Of such a distance a
-    pass leaves about ``a / (1 - a)``: it is few passes that let something through.
+    median is near the others' updates, however far theirs are; but of such a distance a
+    pass leaves about ``a / (1 - a)``, so few passes let much of it through. An update
+    whose norm is above the root of the largest number of its dtype (1.8e19 in float32)
+    counts for nothing: its sums would overflow.
 
     It is differentiable by updates, weights and ``nu``, almost everywhere; where ``z``
     is closer than ``nu`` to an update, ``b_i`` is a constant there.
@@ -65,7 +67,7 @@ def geometric_median(*, passes: int = 4, nu: Any = 1e-6) -> Aggregator:
 
     def combine(messages, weights, total):
         # Kept by the clients over the passes: fad.jit would train again for each.
-        messages = map(lambda v: v, messages, remat=False)
+        messages, weights = map(_within, messages, weights, remat=False)
         z = mean_by_sums(messages, weights, total)
         for _ in range(passes):
             pulls, parts = map(lambda v, w, z=z: _pull(z, v, w, nu), messages, weights)
@@ -73,6 +75,13 @@ def geometric_median(*, passes: int = 4, nu: Any = 1e-6) -> Aggregator:
         return z
 
     return Aggregator(combine=combine)
+
+
+def _within(update: Any, weight: Any) -> tuple[Any, Any]:
+    """Return an update and its weight, 0 for one too far away to compute with."""
+    far = norm(update).value > float(jnp.finfo(wide(update)).max) ** 0.5
+    still = jax.tree.map(lambda x: jnp.where(far, jnp.zeros_like(x), x), update)
+    return still, jnp.where(far, jnp.zeros_like(weight), weight)
 
 
 def _pull(z: Any, update: Any, weight: Any, nu: Any) -> tuple[Any, jax.Array]:

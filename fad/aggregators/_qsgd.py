@@ -31,8 +31,8 @@ def qsgd(levels: int, *, bucket: int | None = None) -> Aggregator:
     On the wire are ``ceil(log2(2 s + 1))`` bits per coordinate, packed into bytes, and
     one float32 per bucket. The server has to decode each client's code, so
     ``fad.check`` refuses it unless told ``allow="decode"``. The derivative is straight
-    through, as if nothing were rounded. In a chain, only what keeps the levels may come
-    after it; for a sum of another kind there, ``qsgd(s)._replace(total=fad.sum)``.
+    through, as if nothing were rounded. A chain in which something comes after it that
+    changes messages, or that sums in another way, goes without the code.
 
     Args:
         levels: s, from 1 (the signs alone) to 127.
@@ -78,7 +78,7 @@ def qsgd(levels: int, *, bucket: int | None = None) -> Aggregator:
 
         return sum(messages, wire=jax.tree.map(types, messages.unsafe_gather()))
 
-    return Aggregator(client=client, total=total)
+    return Aggregator(client=client, total=total, codes=True)
 
 
 def encode(x: jax.Array, key: jax.Array, levels: int, bucket: int | None) -> Code:

@@ -19,7 +19,7 @@ from fad.aggregators._vector import (
     straight_through,
     unravel,
 )
-from fad.placement import AtClients
+from fad.placement import AtClients, clients_in_scope
 from fad.primitives import map, sum
 
 PyTree = Any
@@ -58,9 +58,9 @@ def rotated_quantisation(bits: int, *, bound: Any, seed: int = 0) -> Aggregator:
     packed to fewer they would not add up. The derivative is straight through, as if
     nothing were rounded or cut off.
 
-    In a chain with a total of its own (a secure sum) that one sums the values on the
-    grid, and with another combine (noise), which must count every client the same, this
-    one's has to go: ``rotated_quantisation(...)._replace(combine=mean_by_sums)``.
+    A code: in a chain with another total (a secure sum) that one sums the values on the
+    grid, with another combine (noise) or with a later change of the messages they are
+    averaged as the others say.
 
     Args:
         bits: From 1 to 16.
@@ -124,6 +124,7 @@ def rotated_quantisation(bits: int, *, bound: Any, seed: int = 0) -> Aggregator:
         combine=combine,
         server=server,
         metrics=lambda state: {"saturated_fraction": state.saturated},
+        codes=True,
     )
 
 
@@ -150,22 +151,26 @@ def _mean_of_levels(
         return Coded(jnp.where(is_there > 0, level, 0), message.like)
 
     whole = map(to_levels, messages, there)
-    z = _sum_of_integers(whole.code, dtype)
+    z = _sum_of_integers(whole.code, dtype, messages.num_clients)
     count = sum(there).astype(z.dtype)
     mean = _from_levels(z / jnp.maximum(count, 1), _reach(bound, z), levels)
     return Coded(jnp.where(count > 0, mean, 0), whole.unsafe_gather().like)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _sum_of_integers(x: AtClients[jax.Array], dtype: Any) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _sum_of_integers(x: AtClients[jax.Array], dtype: Any, n: int) -> jax.Array:
     """Sum whole numbers in integers; the derivative is that of ``fad.sum(x)``."""
-    whole = sum(map(lambda v: jnp.round(v).astype(dtype), x))
+    with clients_in_scope(n):
+        whole = sum(map(lambda v: jnp.round(v).astype(dtype), x))
     return whole.astype(x.unsafe_gather().dtype)
 
 
 @_sum_of_integers.defjvp
-def _sum_of_integers_jvp(dtype, primals, tangents):
-    return _sum_of_integers(*primals, dtype), sum(*tangents)
+def _sum_of_integers_jvp(dtype, n, primals, tangents):
+    """JAX may ask for it after the program's end, so the clients come with it."""
+    with clients_in_scope(n):
+        moved = sum(*tangents)
+    return _sum_of_integers(*primals, dtype, n), moved
 
 
 def _check_sum(call: str, clients: int, levels: int) -> None:

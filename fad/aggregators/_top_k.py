@@ -26,8 +26,9 @@ def top_k(k: int | float, *, error_feedback: bool = True) -> Aggregator:
     On the wire are k numbers in the update's dtype and their k places in int32. The
     server has to decode each client's code, so ``fad.check`` refuses it unless told
     ``allow="decode"``. The derivative is that of the coordinates that are sent and of
-    the memory, with the choice held (almost everywhere the exact one). In a chain,
-    nothing that fills the zeros may come after it.
+    the memory, with the choice held (almost everywhere the exact one). A chain in which
+    something comes after it that changes messages, or that sums in another way, goes
+    without the code.
 
     Args:
         k: How many coordinates, an int, or their share of d, a float in (0, 1]: rounded
@@ -73,7 +74,7 @@ def top_k(k: int | float, *, error_feedback: bool = True) -> Aggregator:
     def init_client(params: PyTree) -> jax.Array:
         return jnp.zeros_like(ravel(params))
 
-    aggregator = Aggregator(client=client, total=total)
+    aggregator = Aggregator(client=client, total=total, codes=True)
     return (
         aggregator._replace(init_client=init_client) if error_feedback else aggregator
     )

@@ -131,7 +131,12 @@ class ClientMemories:
         self._place[:] = -1
         self._place[clients] = np.arange(len(clients))
         self._clients = clients
-        self._rows = list(map(np.array, self._treedef.flatten_up_to(state["rows"])))
+        rows = self._treedef.flatten_up_to(state["rows"])
+        # No numbers at all are not stored, so they come without their rows.
+        self._rows = [
+            np.array(x).reshape(len(clients), *first.shape)
+            for x, first in zip(rows, self._first, strict=True)
+        ]
 
     def _make_room(self, clients: np.ndarray) -> None:
         start = len(self._clients)

@@ -21,16 +21,16 @@ def compile_step(
 ) -> Callable[..., tuple[Any, ...]]:
     """Return the compiled step: ``(state, cohort, key) -> (state, metrics, finite)``.
 
-    ``finite`` says whether all of ``state.params`` is. The memories of clients that
-    have any are the last argument and the last result. Without a ``chunk`` it is one
-    client on a CPU, where that is fastest, and the cohort elsewhere: a fixed rule, so
-    that a resumed run gives the same bits.
+    ``finite`` says whether all of ``state.params`` and of the memories is. Memories, if
+    clients have any, are the last argument and the last result. Without a ``chunk`` it
+    is one client on a CPU, where that is fastest, and the cohort elsewhere: a fixed
+    rule, so that a resumed run gives the same bits.
     """
     import fad  # Here, for the package imports this module while it is being built.
 
     def step(state: Any, cohort: Any, key: Any, *memory: Any) -> tuple[Any, ...]:
         state, metrics, *kept = algorithm.step(state, cohort, key, *memory)
-        leaves = jax.tree.leaves(state.params)
+        leaves = [x for x in jax.tree.leaves((state.params, kept)) if _is_float(x)]
         finite = [jnp.isfinite(x).all() for x in leaves]
         state, kept = jax.tree.map(strong, (state, kept))
         return state, metrics, jnp.stack(finite).all(), *kept
@@ -38,6 +38,10 @@ def compile_step(
     if chunk is None and jax.default_backend() == "cpu":
         chunk = 1
     return fad.jit(step, chunk=chunk, mesh=mesh)
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def evaluate(task: Any, params: Any, examples: Any) -> dict[str, float]:

@@ -13,6 +13,9 @@ GATHERED = "fad_gathered"  # the mark by which fad.plan and fad.check know it
 def gathered(x: AtClients[Any]) -> Any:
     """Return ``x.unsafe_gather()``, marked as what each client sends: ``[n, *s]``.
 
+    The mark is on values alone: what a derivative of them moves, ``fad.plan`` does not
+    count.
+
     Args:
         x: A client value.
 

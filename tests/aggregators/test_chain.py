@@ -173,3 +173,55 @@ def test_a_text_names_an_aggregator():
     made = aggregators.named("clip(bound=2.0)")
     message, _ = made.client((), made.init(jnp.zeros(1)), (), jnp.array([4.0]), None)
     assert message.value.tolist() == pytest.approx([2.0], rel=1e-5)
+
+
+def test_a_chain_in_a_chain_is_the_flat_one():
+    parts = [scale(2.0, "first"), aggregators.random_k(2), aggregators.clip(100.0)]
+    ids = [[0, 2, 3], [1, 2, 3]]
+    flat = rounds(chain(*parts), [UPDATES] * 2, WEIGHTS, ids)
+    for nested in (
+        chain(chain(parts[0], parts[1]), parts[2]),
+        chain(parts[0], chain(parts[1]), parts[2]),
+    ):
+        got = rounds(nested, [UPDATES] * 2, WEIGHTS, ids)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+            (got.steps, got.metrics),
+            (flat.steps, flat.metrics),
+        )
+
+
+def ups(aggregator, updates=UPDATES):
+    plan = fad.plan(one_round(aggregator))(*arguments(aggregator, updates, WEIGHTS))
+    return plan.cost().bytes_up
+
+
+def test_a_code_is_counted_where_nothing_changes_it():
+    """Dense updates here are 16 bytes, and the weight and the NaN flag 8."""
+    top, eight = aggregators.top_k(1), aggregators.rotated_quantisation(8, bound=9.0)
+    assert ups(top) == 8 + 8
+    assert ups(chain(aggregators.clip(9.0), top)) == 8 + 8 + 8  # a report, its count
+    assert ups(chain(top, aggregators.clip(9.0))) == 16 + 8 + 8
+    assert ups(chain(top, aggregators.geometric_median(passes=1))) == 2 * 20 + 4
+    assert ups(chain(top, eight)) == ups(chain(eight))
+
+
+def test_a_stage_behind_a_quantiser_is_not_undone():
+    many = {"w": np.ones((4, 64), np.float32)}
+    both = chain(aggregators.rotated_quantisation(1, bound=8.0), aggregators.clip(0.5))
+    step = rounds(both, [many], np.ones(4, np.float32), [range(4)]).steps[0]["w"]
+    assert np.linalg.norm(step) <= 0.5
+
+
+def test_what_combines_may_report_anywhere_in_a_chain():
+    both = chain(aggregators.krum(0), scale(2.0, "second"))
+    got = rounds(both, [UPDATES], np.ones(4, np.float32), [range(4)])
+    assert float(got.metrics[0]["too_few_clients"]) == 0
+    assert any(np.allclose(got.steps[0]["w"], row) for row in UPDATES["w"])
+
+
+def test_two_metrics_of_one_name_are_both_shown():
+    both = chain(aggregators.clip(100.0), aggregators.clip(0.1))
+    (metrics,) = rounds(both, [UPDATES], WEIGHTS, [range(4)]).metrics
+    assert [float(x) for _, x in sorted(metrics.items())] == [0.0, 1.0]
+    assert set(metrics) == {"clipped_fraction", "clipped_fraction_2"}

@@ -439,3 +439,21 @@ def test_noise_needs_a_key():
     ):
         with pytest.raises(FadError, match="round's key for the noise, got None"):
             one.server((), one.init(None), mean, None, None)
+
+
+def test_one_client_moves_a_sum_in_bfloat16_by_no_more_than_the_bound():
+    """Rounded to bfloat16 on the way, 300 equal clients would move it sixfold."""
+    mean = gaussian_mean(noise_multiplier=0.0, bound=1.0, clients=300)
+    rows = jnp.full((300, 100), 0.099, jnp.bfloat16)
+    everyone = jnp.ones(300)
+
+    @jax.jit
+    @fad.program
+    def added(rows, weights):
+        return 300 * mean.combine(rows, weights, fad.sum)
+
+    whole = added(fad.AtClients(rows), fad.AtClients(everyone))
+    for gone in (0, 7, 299):
+        weights = fad.AtClients(everyone.at[gone].set(0))
+        moved = jnp.linalg.norm(whole - added(fad.AtClients(rows), weights))
+        assert float(moved) <= 1.0

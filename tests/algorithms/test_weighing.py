@@ -1,5 +1,7 @@
 """FedAvg, FedNova, AFL and q-FFL against NumPy with partial participation."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -32,8 +34,8 @@ from tests.algorithms.test_hypergradient_descent import (
 pytestmark = pytest.mark.once
 
 ROUNDS, COHORT = 20, 3
-SERVER = {"server": optax.sgd(1.0)}
-SGD = {**SERVER, "client": optax.sgd(CLIENT_LR)}
+SERVER: Any = {"server": optax.sgd(1.0)}
+SGD: Any = {**SERVER, "client": optax.sgd(CLIENT_LR)}
 
 
 def losses_of(p, clients):
@@ -89,13 +91,13 @@ def test_afl(x64, federation):
         weights = on_simplex(weights + gamma * seen)
         return average(d, share) if share.sum() else np.zeros(4)
 
-    options = {"num_clients": 4, "weights_lr": gamma}
+    options: Any = {"num_clients": 4, "weights_lr": gamma}
     got = by_fad(afl(loss, init_params, **options, **SGD), federation)
     np.testing.assert_allclose(got, after(federation, one_round), rtol=1e-10)
 
 
 def test_afl_differentiates_in_the_ascent(x64, federation):
-    options = {"num_clients": 4, **SGD}
+    options: Any = {"num_clients": 4, **SGD}
 
     def fads(gamma):
         return loss_after(
@@ -136,7 +138,7 @@ def test_qffl(x64, federation, variant):
         h = q * before ** (q - 1) * (u**2).sum(1) + lipschitz * before**q
         return -(n * before**q) @ u / (n @ h)
 
-    options = {"q": q, "lipschitz": lipschitz, "variant": variant}
+    options: Any = {"q": q, "lipschitz": lipschitz, "variant": variant}
     got = by_fad(qffl(loss, init_params, **options, **SGD), federation)
     np.testing.assert_allclose(got, after(federation, one_round), rtol=1e-10)
 
@@ -154,7 +156,7 @@ def test_fednova_removes_the_inconsistency_of_unequal_steps(x64):
     def start(key):
         return jnp.asarray(problem.optimum)
 
-    uniform = {"weighting": "uniform"}
+    uniform: Any = {"weighting": "uniform"}
     plain = fedavg(quadratic_loss, start, client=optax.sgd(lr), **SERVER, **uniform)
     nova = fednova(quadratic_loss, start, client_lr=lr, **SERVER, **uniform)
     drift = distances(nova, problem, 1000)[-1]

@@ -59,6 +59,18 @@ def test_goes_on_from_its_state():
     assert memories.read(np.array([1]))["n"].tolist() == [3]
 
 
+def test_a_part_without_numbers_comes_back_from_a_checkpoint():
+    first = {"none": np.zeros(0, np.float32), "two": np.zeros(2, np.float32)}
+    memories = ClientMemories(first, num_clients=3)
+    memories.write(np.array([1]), jax.tree.map(lambda x: x[None] + 1, first))
+    state = memories.state()
+    state["rows"]["none"] = np.zeros((0, 0), np.float32)  # as Orbax stores nothing
+    again = ClientMemories(first, num_clients=3)
+    again.restore(state)
+    assert again.read(np.array([1, 2]))["two"].tolist() == [[1, 1], [0, 0]]
+    assert again.read(np.array([1, 2]))["none"].shape == (2, 0)
+
+
 def test_nothing_to_keep_is_kept():
     memories = ClientMemories((), num_clients=3)
     memories.write(np.array([1]), ())
