@@ -11,7 +11,7 @@ import scipy.linalg
 
 import fad
 from fad import ConfigError, FadError
-from fad.aggregators import chain
+from fad.aggregators import chain, combined
 from fad.aggregators._clip import clip
 from fad.aggregators._gaussian import gaussian_mean
 from fad.aggregators._qsgd import decode, encode, qsgd
@@ -287,3 +287,24 @@ def test_bounds_that_are_refused(bound):
         FadError, match=r"rotated_quantisation\(bound=\.\.\.\): expected"
     ):
         rotated_quantisation(8, bound=bound)
+
+
+def test_the_derivative_of_a_compiled_round_is_that_of_the_round():
+    one = rotated_quantisation(8, bound=1.0)
+    state, updates = one.init(jnp.zeros(3)), jnp.ones((2, 3)) / 4
+
+    @fad.program
+    def norm(scale, updates):
+        message = fad.map(
+            lambda d: one.client((), state, (), scale * d, jax.random.key(0))[0],
+            updates,
+        )
+        weights = fad.map(lambda d: jnp.ones(()), updates)
+        mean = combined(one, message, weights)
+        return jnp.sum(one.server((), state, mean, None, None)[0] ** 2)
+
+    updates = fad.AtClients(updates)
+    want = jax.grad(norm)(1.0, updates)
+    for compiled in (jax.jit, jax.checkpoint, fad.jit):
+        got = jax.grad(compiled(norm))(1.0, updates)
+        np.testing.assert_allclose(got, want, rtol=1e-5)

@@ -230,3 +230,13 @@ def test_is_built_from_its_config(federation):
 def test_ranges(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
+
+
+def test_personal_models_that_all_fail_are_counted_and_end_the_run(federation):
+    algorithm = make(personal=optax.sgd(np.inf), nonfinite="exclude")
+    state, own = start(algorithm, 4)
+    step = jax.jit(algorithm.step)
+    _, metrics, kept = step(state, federation.cohort, jax.random.key(0), own)
+    assert np.isnan(metrics["personal_loss"])
+    assert metrics["excluded_personal"] > 0 == metrics["excluded_clients"]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))

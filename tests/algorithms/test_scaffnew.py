@@ -265,3 +265,16 @@ def test_refuses_a_part_of_the_clients(federation):
 def test_ranges(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
+
+
+def test_refuses_a_round_in_which_some_are_absent(federation):
+    algorithm, key = make(), jax.random.key(0)
+    assert algorithm.check is not None
+    state, memory = start(algorithm, 4)
+    batches = federation.cohort.unsafe_gather()
+    away = batches._replace(client=jnp.array([0, -1, 2, -1]))
+    _, metrics, _ = algorithm.step(state, fad.AtClients(away), key, memory)
+    with pytest.raises(fad.FadError, match=r"must take part, and 2 could not be reach"):
+        algorithm.check({k: float(v) for k, v in metrics.items()})
+    _, metrics, _ = algorithm.step(state, federation.cohort, key, memory)
+    algorithm.check({k: float(v) for k, v in metrics.items()})

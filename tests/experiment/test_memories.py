@@ -124,6 +124,28 @@ def test_a_round_that_is_refused_leaves_no_memory(task, tmp_path):
     assert not list((folder / "checkpoints").iterdir())
 
 
+def test_a_memory_that_is_not_finite_ends_the_run(task, tmp_path):
+    algorithm = counting(task)
+
+    @fad.program
+    def bad(state, cohort, key, memory):
+        state, metrics, memory = algorithm.step(state, cohort, key, memory)
+        return (
+            state,
+            metrics,
+            fad.map(lambda m: {**m, "bias": m["bias"] * jnp.nan}, memory),
+        )
+
+    with pytest.raises(Diverged, match="round 1: the parameters are not finite"):
+        run(
+            experiment(),
+            algorithm._replace(step=bad),
+            task,
+            tmp_path / "bad",
+            progress=False,
+        )
+
+
 def test_memories_over_a_mesh(task, tmp_path):
     mesh = jax.make_mesh((1,), ("clients",), axis_types=(jax.sharding.AxisType.Auto,))
     options = {"progress": False, "mesh": mesh}
