@@ -5,7 +5,7 @@ from typing import Any, Literal
 from fad import _optional
 from fad._errors import FadError, nearest
 from fad.aggregators._adaptive_clip import check_indicator_noise
-from fad.aggregators._gaussian import check_number
+from fad.aggregators._checks import check_number
 
 Accountant = Literal["pld", "rdp"]
 

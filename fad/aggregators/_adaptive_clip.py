@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator
+from fad.aggregators._checks import check_number
 from fad.aggregators._clip import clip_to
-from fad.aggregators._gaussian import add_noise, as_float, check_number, mean_over
+from fad.aggregators._gaussian import add_noise, as_float, mean_over
 
 _CALL = "fad.aggregators.adaptive_clip"
 

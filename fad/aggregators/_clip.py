@@ -8,12 +8,13 @@ import jax.numpy as jnp
 
 from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator, Message
+from fad.aggregators._checks import check_number
 from fad.aggregators._norm import divided, norm, numbers, wide
+from fad.aggregators._reporting import reporting
 
 PyTree = Any
 
 _CLIPPED, _ZEROED = "clipped_fraction", "zeroed_fraction"
-_UNITS = "It is in the units of a client's update."
 
 
 def clip(bound: Any) -> Aggregator:
@@ -47,14 +48,14 @@ def clip(bound: Any) -> Aggregator:
         McMahan et al., Learning Differentially Private Recurrent Language Models, ICLR
         2018.
     """
-    check_positive("clip(bound)", bound, _UNITS)
+    check_number("fad.aggregators.clip(bound)", "bound", bound)
 
     def client(theta, state, memory, update, key):
         del theta, state, key
         value, above = clip_to(update, bound)
         return Message(value, {_CLIPPED: above.astype(jnp.float32)}), memory
 
-    return _reporting(_CLIPPED, client)
+    return reporting(_CLIPPED, client=client)
 
 
 def zero_above(bound: Any, *, norm: Literal["l2", "linf"] = "l2") -> Aggregator:
@@ -84,7 +85,7 @@ def zero_above(bound: Any, *, norm: Literal["l2", "linf"] = "l2") -> Aggregator:
         [3.0, 4.0] 0.0
         [0.0, 0.0] 1.0
     """
-    check_positive("zero_above(bound)", bound, _UNITS)
+    check_number("fad.aggregators.zero_above(bound)", "bound", bound)
     if norm not in ("l2", "linf"):
         raise FadError(
             f"fad.aggregators.zero_above(norm=...): expected 'l2' or 'linf', got "
@@ -97,7 +98,7 @@ def zero_above(bound: Any, *, norm: Literal["l2", "linf"] = "l2") -> Aggregator:
         value = jax.tree.map(lambda x: jnp.where(above, jnp.zeros_like(x), x), update)
         return Message(value, {_ZEROED: above.astype(jnp.float32)}), memory
 
-    return _reporting(_ZEROED, client)
+    return reporting(_ZEROED, client=client)
 
 
 def clip_to(update: PyTree, bound: Any) -> tuple[PyTree, jax.Array]:
@@ -135,37 +136,3 @@ def _size(update: PyTree, kind: str) -> jax.Array:
 
 def _number(bound: Any, dtype: Any) -> jax.Array:
     return jnp.asarray(bound).astype(dtype)
-
-
-def _reporting(name: str, client: Any) -> Aggregator:
-    """Make the aggregator that shows the mean of what its clients report."""
-
-    def server(theta, state, mean, params, key):
-        del theta, state, params, key
-        return mean.value, mean.report
-
-    return Aggregator(
-        init=lambda params: {name: jnp.zeros((), jnp.float32)},
-        client=client,
-        server=server,
-        metrics=lambda state: state,
-    )
-
-
-def check_positive(where: str, x: Any, hint: str) -> None:
-    """Refuse what is no positive finite number; a traced value passes.
-
-    Raises:
-        FadError: It is none.
-    """
-    try:
-        good = not isinstance(x, str | bool) and 0 < float(x) < math.inf
-    except jax.errors.ConcretizationTypeError:
-        return
-    except (TypeError, ValueError):
-        good = False
-    if not good:
-        raise FadError(
-            f"fad.aggregators.{where}: expected a positive finite number, got {x!r}. "
-            f"{hint}"
-        )

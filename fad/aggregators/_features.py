@@ -88,11 +88,6 @@ def size(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(x**2) + _TINY)
 
 
-def flat(tree: PyTree) -> jax.Array:
-    """Return all coordinates, tensor by tensor: ``[p]``."""
-    return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
-
-
 def _per_tensor(rows: jax.Array, sizes: Sequence[int]) -> jax.Array:
     """Put the mean of its tensor in the place of every number: ``[s, p]``."""
     out, start = [], 0

@@ -4,7 +4,6 @@ McMahan et al., "Learning Differentially Private Recurrent Language Models", ICL
 Algorithm 1 with the estimator of a fixed denominator (Section 2), all weights 1.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator
+from fad.aggregators._checks import check_number
 from fad.aggregators._clip import clip_to
 from fad.aggregators._norm import wide
 from fad.placement import AtClients
@@ -170,31 +170,3 @@ def add_noise(call: str, tree: PyTree, deviation: jax.Array, key: Any) -> PyTree
 def as_float(x: Any) -> jax.Array:
     """Return a number as an array of the default float."""
     return jnp.asarray(x).astype(jnp.result_type(float))
-
-
-def check_number(
-    call: str,
-    name: str,
-    value: Any,
-    *,
-    low: float | None = None,
-    high: float = math.inf,
-) -> None:
-    """Refuse what is no finite number, positive or, if given, at least ``low``.
-
-    Raises:
-        FadError: It is none, or above ``high``; what is traced passes.
-    """
-    try:
-        x = math.nan if isinstance(value, str) else float(value)
-    except jax.errors.ConcretizationTypeError:
-        return
-    except (TypeError, ValueError):
-        x = math.nan
-    above = x > 0 if low is None else x >= low
-    if not (above and x <= high and x < math.inf):
-        least = "above 0" if low is None else f"from {low}"
-        most = "" if high == math.inf else f" to {high}"
-        raise FadError(
-            f"{call}: expected {name} as a finite number {least}{most}, got {value!r}."
-        )

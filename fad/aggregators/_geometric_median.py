@@ -5,9 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator, mean_by_sums
-from fad.aggregators._clip import check_positive
+from fad.aggregators._checks import check_count, check_number
 from fad.aggregators._norm import norm, wide
 from fad.primitives import map, sum
 
@@ -58,12 +57,9 @@ def geometric_median(*, passes: int = 4, nu: Any = 1e-6) -> Aggregator:
         Pillutla et al., Robust Aggregation for Federated Learning, IEEE Transactions
         on Signal Processing 2022, algorithm 2.
     """
-    if isinstance(passes, bool) or not isinstance(passes, int) or passes < 0:
-        raise FadError(
-            "fad.aggregators.geometric_median(passes=...): expected an int of at least "
-            f"0, got {passes!r}."
-        )
-    check_positive("geometric_median(nu=...)", nu, "It is a distance of updates.")
+    call = "fad.aggregators.geometric_median"
+    check_count(call, "passes", passes, least=0)
+    check_number(call, "nu", nu)
 
     def combine(messages, weights, total):
         # Kept by the clients over the passes: fad.jit would train again for each.

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 
 from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator, Message
+from fad.aggregators._checks import check_count
 from fad.aggregators._norm import wide
 from fad.aggregators._raw import mean_of, raw
+from fad.aggregators._reporting import reporting
 
 PyTree = Any
 
@@ -54,7 +56,7 @@ def krum(corrupted: int) -> Aggregator:
         Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient
         Descent, NeurIPS 2017, section 4.
     """
-    _check_count("krum", "corrupted", corrupted, 0)
+    check_count("fad.aggregators.krum", "corrupted", corrupted, least=0)
     return _krum(f"fad.aggregators.krum(corrupted={corrupted})", corrupted, 1)
 
 
@@ -90,9 +92,9 @@ def multi_krum(corrupted: int, *, keep: int | None = None) -> Aggregator:
         Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient
         Descent, NeurIPS 2017, section 5.
     """
-    _check_count("multi_krum", "corrupted", corrupted, 0)
+    check_count("fad.aggregators.multi_krum", "corrupted", corrupted, least=0)
     if keep is not None:
-        _check_count("multi_krum", "keep", keep, 1)
+        check_count("fad.aggregators.multi_krum", "keep", keep)
     call = f"fad.aggregators.multi_krum(corrupted={corrupted}, keep={keep})"
     return _krum(call, corrupted, keep)
 
@@ -123,16 +125,7 @@ def _krum(call: str, corrupted: int, keep: int | None) -> Aggregator:
         mean = jax.tree.map(lambda x: mean_of(chosen & enough, x), values)
         return Message(mean, {_TOO_FEW: 1 - enough.astype(jnp.float32)})
 
-    def server(theta, state, mean, params, key):
-        del theta, state, params, key
-        return mean.value, mean.report
-
-    return Aggregator(
-        init=lambda params: {_TOO_FEW: jnp.zeros((), jnp.float32)},
-        combine=combine,
-        server=server,
-        metrics=lambda state: state,
-    )
+    return reporting(_TOO_FEW, combine=combine)
 
 
 def _scores(values: PyTree, here: jax.Array, nearest: jax.Array) -> jax.Array:
@@ -149,11 +142,3 @@ def _scores(values: PyTree, here: jax.Array, nearest: jax.Array) -> jax.Array:
         return jnp.where(jnp.arange(n) < nearest, squares, 0).sum()
 
     return jax.lax.map(one, jnp.arange(n))  # one row of distances at a time
-
-
-def _check_count(name: str, argument: str, x: Any, least: int) -> None:
-    if isinstance(x, bool) or not isinstance(x, int) or x < least:
-        raise FadError(
-            f"fad.aggregators.{name}({argument}=...): expected an int of at least "
-            f"{least}, got {x!r}."
-        )

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from fad import _optional
 from fad._errors import RunError
 from fad.aggregators._aggregator import Aggregator
-from fad.aggregators._features import Sight, flat, look, shared_features, size
+from fad.aggregators._features import Sight, look, shared_features, size
 from fad.aggregators._memory import Memory, empty, remember, unbiased
 from fad.aggregators._moments import check_rounds, moments
+from fad.aggregators._vector import like, ravel, unravel
 
 PyTree = Any
 
@@ -132,11 +133,11 @@ def _build(
         extra = _LIMIT * jnp.tanh(out[:, :1] / _LIMIT)
         weights = theta["mix"][None] + out[:, 1:]
         moved = jnp.exp(theta["log_step"] + extra[:, 0]) * (weights * ways).sum(axis=1)
-        known = size(flat(params)) + _UPDATES * size(flat(mean["mean"]))
+        known = size(ravel(params)) + _UPDATES * size(ravel(mean["mean"]))
         longest = jnp.exp(theta["log_longest"]) * known.astype(moved.dtype)
         moved /= jnp.sqrt(1 + (size(moved) / longest) ** 2)
         part = jnp.minimum((state.round - 1).astype(moved.dtype) / rounds, 1)
-        return like(params, jnp.exp(-theta["fall"] * part) * moved), state
+        return unravel(jnp.exp(-theta["fall"] * part) * moved, like(params)), state
 
     return Aggregator(init_theta=init_theta, init=empty, server=server, client=client)
 
@@ -146,23 +147,13 @@ def _look(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the features ``[p, f]`` and directions ``[p, 5]`` of all coordinates."""
     momenta, second = unbiased(memory)
-    update = flat(mean["mean"])
+    update = ravel(mean["mean"])
     sight = Sight(
         mean=update,
-        momenta=tuple(map(flat, momenta)),
-        second=flat(second),
-        square=flat(mean["square"]) if "square" in mean else None,
-        sign=flat(mean["sign"]) if "sign" in mean else None,
+        momenta=tuple(map(ravel, momenta)),
+        second=ravel(second),
+        square=ravel(mean["square"]) if "square" in mean else None,
+        sign=ravel(mean["sign"]) if "sign" in mean else None,
     )
-    shared = shared_features(memory.round, rounds, update, flat(params))
+    shared = shared_features(memory.round, rounds, update, ravel(params))
     return look(sight, shared, [x.size for x in jax.tree.leaves(params)])
-
-
-def like(params: PyTree, moved: jax.Array) -> PyTree:
-    """Cut a vector into the shapes and dtypes of ``params``."""
-    leaves, treedef = jax.tree.flatten(params)
-    out, start = [], 0
-    for x in leaves:
-        out.append(moved[start : start + x.size].reshape(x.shape).astype(x.dtype))
-        start += x.size
-    return treedef.unflatten(out)

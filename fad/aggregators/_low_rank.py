@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fad.aggregators._aggregator import Aggregator, mean_by_sums
-from fad.aggregators._sizes import check_count
+from fad.aggregators._checks import check_count
 from fad.aggregators._vector import Coded, at_least_single, like
 from fad.placement import AtClients
 from fad.primitives import map

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from fad.aggregators._aggregator import Aggregator
+from fad.aggregators._checks import check_count
 from fad.aggregators._norm import norm, wide
-from fad.aggregators._sizes import check_count
 from fad.aggregators._vector import at_least_single, straight_through
 from fad.placement import AtClients
 from fad.primitives import sum

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fad.aggregators._aggregator import Aggregator
-from fad.aggregators._sizes import check_share, share
+from fad.aggregators._checks import check_share, share
 from fad.aggregators._vector import Coded, like, ravel, unravel
 
 PyTree = Any

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from fad._errors import FadError
 from fad.aggregators._aggregator import Aggregator, Message, mean_by_sums
-from fad.aggregators._clip import check_positive
-from fad.aggregators._sizes import check_count
+from fad.aggregators._checks import check_count, check_number
 from fad.aggregators._vector import (
     Coded,
     at_least_single,
@@ -90,7 +89,7 @@ def rotated_quantisation(bits: int, *, bound: Any, seed: int = 0) -> Aggregator:
     """
     call = f"fad.aggregators.rotated_quantisation(bits={bits!r})"
     check_count(call, "bits", bits, most=16)
-    check_positive("rotated_quantisation(bound=...)", bound, "It is a norm.")
+    check_number(call, "bound", bound)
     levels = 2**bits - 1
 
     def client(theta, state, memory, update, key):

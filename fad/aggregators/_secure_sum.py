@@ -11,8 +11,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from fad._errors import FadError, describe
 from fad.aggregators._aggregator import Aggregator
-from fad.aggregators._gaussian import check_number
-from fad.aggregators._sizes import check_count
+from fad.aggregators._checks import check_count, check_number
 from fad.placement import AtClients, ambient_clients, clients_in_scope
 from fad.primitives import map, sum
 

@@ -49,10 +49,12 @@ def make_round(
             before, seen = evaluate(inner.params, batches, loss=loss)
             sgd = optax.sgd(inner.client_lr)
             local = train(inner.params, batches, loss=loss, optimizer=sgd)
-            message, _ = aggregator.client(theta, inner.server, (), local.delta, own)
+            message, _ = aggregator.client(
+                theta, inner.server, memory, local.delta, own
+            )
             return message, before, seen
 
-        _refuse_memory(aggregator, inner.params)
+        memory = _no_memory(aggregator, inner.params)
         message, before, seen = at_clients(client_work, cohort)
         mean = combined(aggregator, message, seen)
         step, server = aggregator.server(theta, inner.server, mean, inner.params, key)
@@ -67,7 +69,12 @@ def make_round(
     return one_round
 
 
-def _refuse_memory(aggregator: Aggregator, params: Any) -> None:
+def _no_memory(aggregator: Aggregator, params: Any) -> Any:
+    """Return a client's memory, which must hold nothing.
+
+    Raises:
+        ConfigError: It holds something.
+    """
     kept = jax.eval_shape(aggregator.init_client, params)
     if leaves := jax.tree.leaves(kept):
         raise ConfigError(
@@ -75,3 +82,4 @@ def _refuse_memory(aggregator: Aggregator, params: Any) -> None:
             f"got one that keeps {', '.join(map(describe, leaves))}. Its clients are "
             "new ones in every round; leave the part with a memory out."
         )
+    return kept

@@ -217,7 +217,7 @@ def test_a_chain_clips_by_sums_alone_and_shows_both():
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), float("nan"), "1", None])
 @pytest.mark.parametrize("make", [clip, zero_above])
 def test_the_bound_is_positive(make, bound):
-    match = rf"{make.__name__}\(bound\): expected a positive finite number, got "
+    match = rf"{make.__name__}\(bound\): expected bound as a finite number above 0, got"
     with pytest.raises(FadError, match=match):
         make(bound)
 

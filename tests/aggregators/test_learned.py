@@ -9,7 +9,8 @@ import pytest
 import fad
 from fad import ConfigError, aggregators
 from fad.aggregators import learned, learned_optimizer
-from fad.aggregators._features import flat, size
+from fad.aggregators._features import size
+from fad.aggregators._vector import ravel
 from tests.aggregators.runs import close, double, one_step, saturated
 
 CLIENTS = 5
@@ -53,8 +54,10 @@ def test_a_step_is_never_longer_than_a_share_of_the_model(make, updates, getkey)
     step = one_step(aggregator, theta, deltas, weights, params)
     share = weights / weights.sum()
     mean = jax.tree.map(lambda d: jnp.tensordot(share, d, 1), deltas)
-    want = jnp.exp(theta["log_longest"]) * (size(flat(params)) + 10 * size(flat(mean)))
-    assert float(size(flat(step))) == pytest.approx(float(want), rel=1e-6)
+    want = jnp.exp(theta["log_longest"]) * (
+        size(ravel(params)) + 10 * size(ravel(mean))
+    )
+    assert float(size(ravel(step))) == pytest.approx(float(want), rel=1e-6)
 
 
 @BOTH

@@ -284,7 +284,7 @@ def test_sizes_that_are_refused(make, match):
 @pytest.mark.parametrize("bound", [0.0, -1.0, float("inf"), None])
 def test_bounds_that_are_refused(bound):
     with pytest.raises(
-        FadError, match=r"rotated_quantisation\(bound=\.\.\.\): expected"
+        FadError, match=r"rotated_quantisation\(bits=.*\): expected bound as"
     ):
         rotated_quantisation(8, bound=bound)
 

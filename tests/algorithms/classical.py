@@ -109,3 +109,29 @@ def distances(algorithm: Any, problem: Quadratic, rounds: int) -> np.ndarray:
             state, _, own = step(*args, own)
         found.append(np.linalg.norm(np.asarray(state.params) - problem.optimum))
     return np.array(found)
+
+
+def fedavg_stays(problem: Any, lr: float, steps: int, mu: float = 0.0) -> np.ndarray:
+    """Where FedAvg (or FedProx, with ``mu``) stays on a quadratic: ``[d]``.
+
+    With curvatures H_i and slopes s_i at zero a client's steps lead from x to
+    ``x - Q_i (H_i x - s_i)``, ``Q_i = (I - (I - lr (H_i + mu))^K) (H_i + mu)^-1``; at
+    the fixed point the mean of the moves is zero.
+    """
+    h = np.einsum("nij,nik->njk", problem.a, problem.a)
+    slopes = np.einsum("nij,ni->nj", problem.a, problem.b)
+    eye = np.eye(h.shape[-1])
+    pulled = h + mu * eye
+    q = (eye - np.linalg.matrix_power(eye - lr * pulled, steps)) @ np.linalg.inv(pulled)
+    return np.linalg.solve(
+        np.einsum("nij,njk->ik", q, h), np.einsum("nij,nj->i", q, slopes)
+    )
+
+
+def start(algorithm: Any, n: int) -> tuple[Any, fad.AtClients]:
+    """The first state, and what n clients keep before their first round."""
+    state = algorithm.init(jax.random.key(0))
+    first = algorithm.init_client(state)
+    return state, fad.AtClients(
+        jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * n), first)
+    )

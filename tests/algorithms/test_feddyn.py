@@ -15,6 +15,7 @@ from tests.algorithms.classical import (
     quadratic,
     quadratic_loss,
     run_partially,
+    start,
 )
 from tests.algorithms.conftest import init_params, loss
 from tests.algorithms.test_hypergradient_descent import (
@@ -36,7 +37,6 @@ from tests.algorithms.test_scaffold import (
     noise_of,
     random_loss,
     row_losses,
-    start,
     survives_hard_data,
     task_of_sizes,
 )

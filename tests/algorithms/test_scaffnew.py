@@ -17,9 +17,10 @@ from tests.algorithms.classical import (
     quadratic,
     quadratic_loss,
     run_partially,
+    start,
 )
 from tests.algorithms.conftest import init_params, loss
-from tests.algorithms.test_fedprox import assert_same, half, local_sgd, spoiled, start
+from tests.algorithms.test_fedprox import assert_same, half, local_sgd, spoiled
 from tests.algorithms.test_hypergradient_descent import (
     CLIENT_LR,
     MODEL,

@@ -12,10 +12,12 @@ from algorithms.fedavg import fedavg
 from algorithms.scaffold import Config, scaffold
 from tests.algorithms.classical import (
     distances,
+    fedavg_stays,
     partial_cohorts,
     quadratic,
     quadratic_loss,
     run_partially,
+    start,
     subset,
 )
 from tests.algorithms.conftest import init_params, loss
@@ -37,13 +39,6 @@ NONEMPTY = 3  # of the federation's four clients
 # What the tests of methods with memories share.
 
 
-def start(algorithm, n):
-    """The first state, and the first memories of ``n`` clients."""
-    state = algorithm.init(jax.random.key(0))
-    first = algorithm.init_client(state)
-    return state, fad.AtClients(jax.tree.map(lambda x: jnp.stack([x] * n), first))
-
-
 def flat_table(table):
     """Memories as vectors ``[n, 4]``."""
     return np.column_stack([np.asarray(table["w"]), np.asarray(table["b"])])
@@ -62,21 +57,6 @@ def loss_after(algorithm, federation):
     carry = start(algorithm, federation.cohort.num_clients)
     (state, _), _ = jax.lax.scan(one_round, carry, None, length=3)
     return pooled(jnp, federation, jnp.append(state.params["w"], state.params["b"]))
-
-
-def fedavg_stays(problem, lr, steps):
-    """Where FedAvg stays on a quadratic.
-
-    With curvatures H_i and minima x_i the steps lead from x to ``x - P_i (x - x_i)``,
-    ``P_i = I - (I - lr H_i)^K``; at the fixed point the mean of them is x.
-    """
-    curvatures = np.einsum("nij,nik->njk", problem.a, problem.a)
-    eye = np.eye(curvatures.shape[-1])
-    ways = [eye - np.linalg.matrix_power(eye - lr * h, steps) for h in curvatures]
-    minima = np.linalg.solve(problem.a, problem.b[..., None])[..., 0]
-    return np.linalg.solve(
-        sum(ways), sum(p @ x for p, x in zip(ways, minima, strict=True))
-    )
 
 
 def fedavg_stalls(problem, lr, steps, rounds):
