@@ -5,6 +5,7 @@ from fad import distributed as distributed
 from fad import estimators as estimators
 from fad import local as local
 from fad import solvers as solvers
+from fad import submodels as submodels
 from fad._algorithm import Algorithm as Algorithm
 from fad._errors import ClientValueError as ClientValueError
 from fad._errors import ConfigError as ConfigError
@@ -29,8 +30,12 @@ from fad.plan import Cost as Cost
 from fad.plan import Plan as Plan
 from fad.plan import check as check
 from fad.plan import plan as plan
+from fad.primitives import Coverage as Coverage
 from fad.primitives import broadcast as broadcast
+from fad.primitives import coverage_mean as coverage_mean
+from fad.primitives import deselect as deselect
 from fad.primitives import map as map
 from fad.primitives import mean as mean
+from fad.primitives import select as select
 from fad.primitives import sum as sum
 from fad.primitives import weighted_mean as weighted_mean

@@ -11,6 +11,7 @@ from fad import _compat
 
 SERVER, CLIENT, CONSTANT = "server", "client", "constant"
 WIRE = ("fad_broadcast", "fad_map", "fad_sum")
+SLICES = ("fad_select", "fad_deselect")
 # What a derivative may do to client values outside a map: add cotangents up.
 ELEMENTWISE = {"add_any", "copy", "copy_p"}
 
@@ -33,8 +34,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def wire(fn: Any, *args: Any) -> tuple[int, int, int]:
     """Return the numbers of broadcasts, maps and sums of ``fn``'s live program."""
+    return count(WIRE, fn, *args)  # type: ignore[return-value]
+
+
+def count(names: Sequence[str], fn: Any, *args: Any) -> tuple[int, ...]:
+    """Return how often each primitive stands in ``fn``'s live program."""
     counts = Counter(e.primitive.name for e in equations(trace(fn, *args)))
-    return tuple(counts[name] for name in WIRE)  # type: ignore[return-value]
+    return tuple(counts[name] for name in names)
 
 
 def maps(fn: Any, *args: Any) -> list[Any]:
@@ -77,6 +83,13 @@ def _equation(eqn: Any, ins: list[str]) -> list[str]:
     if name in ("fad_map", "fad_sum"):
         assert SERVER not in ins, f"a server value enters {name}"
         return [CLIENT if name == "fad_map" else SERVER] * num_out
+    if name == "fad_select":
+        assert ins[0] != CLIENT, "slices are taken from a client value"
+        assert SERVER not in ins[1:], "server values are keys"
+        return [CLIENT]
+    if name == "fad_deselect":
+        assert SERVER not in ins, "a server value enters fad_deselect"
+        return [SERVER]
     if name == "scan":
         return _scan(eqn, ins)
     if name == "while":

@@ -16,8 +16,8 @@ import pytest
 from jax.sharding import AxisType
 
 import fad
-
-N = 4  # clients
+from tests import masks
+from tests.masks import N
 
 
 class Pair(NamedTuple):
@@ -49,6 +49,9 @@ LEAVES = (
     ("key", "nested"),
 )
 
+# For what treats every leaf alike but for its rank, and compiles slowly.
+FEW_LEAVES = (("float64", "nested"), ("bfloat16", "array"), ("int32", "array"))
+
 
 def make_tree(dtype: str, tree: str, *, lead: tuple[int, ...] = (), seed: int = 0):
     """Return a pytree of fixed random leaves ``[*lead, *s]``."""
@@ -76,7 +79,8 @@ class Operation(NamedTuple):
     at_clients: tuple[bool, ...]  # of the arguments
     linear: bool = False
     keys: bool = False  # takes PRNG keys
-    weighted: str = ""  # dtype of a second argument, one scalar per client
+    weighted: str = ""  # dtype of a last argument, one scalar per client
+    leaves: tuple[tuple[str, str], ...] = LEAVES
 
 
 def _client_work(tree):
@@ -109,6 +113,11 @@ def _plain_weighted_mean(x, w):
         return total.astype(v.dtype)
 
     return jax.tree.map(leaf, x)
+
+
+def _deselect(y):
+    like = masks.larger(y.unsafe_gather())
+    return fad.deselect(y, masks.selection(like, fewer=1), like)
 
 
 OPERATIONS = {
@@ -158,6 +167,33 @@ OPERATIONS = {
         ),
         (True,),
     ),
+    "select": Operation(
+        lambda x: fad.select(x, masks.selection(x, fewer=1)),
+        jax.jit(lambda x: masks.take(x, fewer=1)),
+        (False,),
+        linear=True,
+        leaves=(*FEW_LEAVES, ("bool", "array"), ("float32", "empty")),
+    ),
+    "deselect": Operation(
+        _deselect,
+        jax.jit(masks.deselect),
+        (True,),
+        linear=True,
+        leaves=(*FEW_LEAVES, ("bool", "array"), ("float32", "empty")),
+    ),
+    "coverage_mean": Operation(
+        lambda y, x: fad.coverage_mean(y, masks.selection(x), x),
+        jax.jit(masks.coverage_mean),
+        (True, False),
+        leaves=(("float32", "nested"), *FEW_LEAVES[1:]),
+    ),
+    "weighted_coverage": Operation(
+        lambda y, x, w: fad.coverage_mean(y, masks.selection(x), x, weights=w),
+        jax.jit(masks.coverage_mean),
+        (True, False, True),
+        weighted="float32",
+        leaves=FEW_LEAVES[:1],
+    ),
 }
 
 
@@ -184,7 +220,7 @@ class Subject(NamedTuple):
         """Return the program's arguments; the oracle takes ``gather`` of them."""
         op, out = OPERATIONS[self.operation], []
         for i, at_clients in enumerate(op.at_clients):
-            if i and op.weighted:
+            if i == self.num_args - 1 and op.weighted:
                 weights = jnp.asarray([1, 3, 2, 5][:N], op.weighted)
                 out.append(fad.AtClients(weights))
                 continue
@@ -205,7 +241,7 @@ class Subject(NamedTuple):
 SUBJECTS = [
     Subject(operation, *leaves)
     for operation in OPERATIONS
-    for leaves in LEAVES
+    for leaves in OPERATIONS[operation].leaves
     if OPERATIONS[operation].keys or leaves[0] != "key"
 ]
 # Double precision says more than single where it has the same row.

@@ -17,6 +17,7 @@ MODULES = (
     "fad.data",
     "fad.estimators",
     "fad.solvers",
+    "fad.submodels",
     "fad.models",
     "fad.experiment",
 )

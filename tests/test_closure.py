@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import fad
-from tests import jaxprs, rounds
+from tests import jaxprs, masks, rounds
 from tests.jaxprs import CLIENT, SERVER, check_closed, wire
 
 ARGS = rounds.make_args()
@@ -19,7 +19,13 @@ def linear_round(w, data):
     return jnp.sum(fad.mean(local) ** 2)
 
 
+def slice_round(w, data, keys):
+    """One tensor's rows down, other rows up, and how many clients have them."""
+    return jnp.sum(masks.slice_round(w, data, keys) ** 2)
+
+
 SMALL = jnp.ones(3), fad.AtClients(jnp.ones((4, 3)))
+SLICES = jnp.ones(3), fad.AtClients(masks.DATA), fad.AtClients(masks.ROWS)
 TRANSFORMS = {
     "value": lambda f: f,
     "jvp": lambda f: lambda *a: jax.jvp(f, a, a),
@@ -38,6 +44,15 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_transforms_of_a_round_are_closed(name):
     check_closed(TRANSFORMS[name](linear_round), *SMALL)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_of_a_round_on_slices_are_closed(name):
+    def transformed(w, data, keys):
+        one_round = lambda w, data: slice_round(w, data, keys)  # noqa: E731
+        return TRANSFORMS[name](one_round)(w, data)
+
+    check_closed(transformed, *SLICES)
 
 
 @pytest.mark.parametrize("name", ["value", "jvp", "grad", "checkpoint", "fwd_over_rev"])
@@ -65,6 +80,22 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_communication_of_one_round(name):
     assert wire(TRANSFORMS[name](linear_round), *SMALL) == COUNTS[name]
+
+
+def test_communication_of_a_round_on_slices():
+    names = jaxprs.SLICES + jaxprs.WIRE
+    gradient = TRANSFORMS["grad"](slice_round)
+    assert jaxprs.count(names, slice_round, *SLICES) == (1, 2, 0, 2, 0)
+    # Both slices and weights are made at the clients; weights have no derivative.
+    assert jaxprs.count(jaxprs.SLICES, gradient, *SLICES) == (2, 3)
+    assert jaxprs.count(("fad_broadcast", "fad_sum"), gradient, *SLICES) == (0, 0)
+
+
+def test_keys_are_client_values():
+    gradient = jax.grad(slice_round, (0, 1))
+    assert check_closed(gradient, *SLICES) == [SERVER, CLIENT]
+    with pytest.raises(AssertionError, match="server values are keys"):
+        check_closed(slice_round, *SLICES[:2], masks.ROWS)
 
 
 def test_the_gradient_by_a_client_value_alone_needs_no_second_sum():

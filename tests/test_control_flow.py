@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import fad
-from tests import jaxprs, rounds
+from tests import jaxprs, masks, rounds
 from tests.subjects import assert_same, gather
 
 COHORTS = 3
@@ -187,3 +187,41 @@ def test_rounds_in_a_scan_stay_federated():
         e.primitive.name for e in jaxprs.equations(jaxprs.trace(rounds.train, *args))
     }
     assert {"scan", *jaxprs.WIRE} <= found
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_scan_over_rounds_on_slices_with_keys_of_their_own():
+    turned = jnp.where(masks.ROWS < 0, -1, 2 - masks.ROWS)
+    rows = jnp.stack([masks.ROWS, masks.ROWS[::-1], turned])
+    data = masks.DATA.astype(float)
+
+    def train(w, data, one_round, keys):
+        body = lambda w, k: (one_round(w, data, k), None)  # noqa: E731
+        return jnp.sum(jax.lax.scan(body, w, keys)[0] ** 2)
+
+    def plain(w, data):
+        return train(w, data, masks.plain_slice_round, rows)
+
+    def program(w, data):
+        return train(w, data, masks.slice_round, fad.AtClients(rows))
+
+    w = jnp.array([0.5, -1.0, 2.0])
+    actual = jax.jit(jax.value_and_grad(program, (0, 1)))(w, fad.AtClients(data))
+    assert_same(actual, jax.jit(jax.value_and_grad(plain, (0, 1)))(w, data))
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_cond_and_while_around_rounds_on_slices(flag):
+    def run(one_round, w, data):
+        def body(carry):
+            i, w = carry
+            send = lambda w: one_round(w, data)  # noqa: E731
+            return i + 1, jax.lax.cond(flag, send, jnp.square, w)
+
+        return jax.lax.while_loop(lambda c: c[0] < 2, body, (0, w))[1]
+
+    w, client = jnp.array([0.5, -1.0, 2.0]), fad.AtClients(masks.DATA)
+    by_w = lambda w: run(masks.slice_round, w, client)  # noqa: E731
+    plain = lambda w: run(masks.plain_slice_round, w, masks.DATA)  # noqa: E731
+    actual = jax.jit(lambda w: jax.jvp(by_w, (w,), (w,)))(w)
+    assert_same(actual, jax.jvp(plain, (w,), (w,)))

@@ -20,6 +20,12 @@ broadcast = fad.program(fad.broadcast, clients=N)
 total = fad.program(fad.sum, clients=N)
 mean = fad.program(fad.mean, clients=N)
 ONES = fad.AtClients(jnp.ones((N, 1)))
+ROWS = fad.AtClients(jnp.array([[2, 0], [-1, 2]]))
+SLICES = fad.AtClients(jnp.array([[1.0, 2.0], [4.0, 8.0]]))
+# Which of three rows stands at each client's two places.
+NAMED = jnp.array([[[0.0, 0, 1], [1, 0, 0]], [[0, 0, 0], [0, 0, 1]]])
+select = fad.program(lambda x: fad.select(x, ROWS), clients=2)
+deselect = fad.program(lambda y: fad.deselect(y, ROWS, jnp.zeros(3)))
 
 
 def _close(actual, expected):
@@ -52,6 +58,14 @@ def test_jacobian_of_mean(jacobian):
 
 
 @both_modes
+def test_jacobians_of_select_and_deselect(jacobian):
+    _close(select(jnp.arange(3.0)), jnp.array([[2.0, 0.0], [0.0, 2.0]]))
+    _close(deselect(SLICES), jnp.array([2.0, 0.0, 9.0]))
+    _close(jacobian(select)(jnp.arange(3.0)), NAMED)
+    _close(jacobian(deselect)(SLICES), jnp.moveaxis(NAMED, 2, 0))
+
+
+@both_modes
 @pytest.mark.parametrize(("fn", "expected"), [(fad.sum, 100.0), (fad.mean, 1.0)])
 def test_jacobian_of_an_aggregate_of_a_broadcast(jacobian, fn, expected):
     program = fad.program(lambda x: fn(fad.broadcast(x)), clients=N)
@@ -66,6 +80,10 @@ CLOSURE = [
     (jax.jacrev, total, ONES, "fad_broadcast"),
     (jax.jacfwd, mean, ONES, "fad_sum"),  # the mean is a sum over n
     (jax.jacrev, mean, ONES, "fad_broadcast"),
+    (jax.jacfwd, select, jnp.zeros(3), "fad_select"),
+    (jax.jacrev, select, jnp.zeros(3), "fad_deselect"),
+    (jax.jacfwd, deselect, SLICES, "fad_deselect"),
+    (jax.jacrev, deselect, SLICES, "fad_select"),
 ]
 
 
@@ -81,8 +99,10 @@ def test_closure_under_fad(jacobian, program, x, primitive):
         (broadcast, jnp.array(1.0), jnp.ones(N)),
         (total, ONES, jnp.ones((1, N, 1))),
         (mean, ONES, jnp.full((1, N, 1), 1 / N)),
+        (select, jnp.zeros(3), NAMED),
+        (deselect, SLICES, jnp.moveaxis(NAMED, 2, 0)),
     ],
-    ids=["broadcast", "sum", "mean"],
+    ids=["broadcast", "sum", "mean", "select", "deselect"],
 )
 def test_symbolic_zero_cotangents(program, x, expected):
     twice = jax.jit(lambda v: (program(v), program(v)))

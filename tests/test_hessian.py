@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import fad
-from tests import rounds
+from tests import masks, rounds
 from tests.subjects import SMOOTH, Subject, assert_same
 
 MODES = {"fwd": jax.jacfwd, "rev": jax.jacrev}
@@ -112,3 +112,20 @@ def test_third_derivative(remat):
     by = lambda s: program(s, fad.AtClients(data))  # noqa: E731
     actual = jax.jit(jax.grad(jax.grad(jax.grad(by))))(2.0)
     assert_same(actual, -(data**3 * jnp.cos(2.0 * data)).sum())
+
+
+@pytest.mark.usefixtures("x64")
+@compositions
+def test_second_derivatives_of_a_round_on_slices(modes):
+    outer, inner = modes
+    args = jnp.array([0.5, -1.0, 2.0]), fad.AtClients(masks.DATA.astype(float))
+    square = lambda w, d: jnp.sum(masks.slice_round(w, d) ** 2)  # noqa: E731
+    actual = jax.jit(outer(inner(square, (0, 1)), (0, 1)))(*args)
+    assert_same(actual, _plain_second_derivatives_on_slices())
+
+
+@functools.cache
+def _plain_second_derivatives_on_slices():
+    square = lambda w, d: jnp.sum(masks.plain_slice_round(w, d) ** 2)  # noqa: E731
+    args = jnp.array([0.5, -1.0, 2.0]), masks.DATA.astype(float)
+    return jax.jit(jax.jacfwd(jax.jacrev(square, (0, 1)), (0, 1)))(*args)

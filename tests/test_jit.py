@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import fad
-from tests import rounds
+from tests import masks, rounds
 from tests.subjects import assert_same
 
 
@@ -54,6 +54,16 @@ def test_the_second_gradient_compiles_nothing():
         args = jax.tree.map(lambda a, g: a - 0.01 * g, args, grads)
     assert body.count == 1
     assert _compiled(gradient) == 1
+
+
+def test_other_keys_compile_nothing():
+    body = Traced(masks.slice_round)
+    step, data = jax.jit(body), fad.AtClients(masks.DATA)
+    w = jnp.array([0.5, -1.0, 2.0])
+    for keys in (masks.ROWS, masks.ROWS[::-1]):
+        out = step(w, data, fad.AtClients(keys))
+        assert_same(out, masks.plain_slice_round(w, masks.DATA, keys))
+    assert body.count == 1
 
 
 def test_other_data_of_the_same_shape_compiles_nothing():

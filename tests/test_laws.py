@@ -31,6 +31,16 @@ _mean_of_broadcast = jax.jit(
 )
 
 
+_select = jax.jit(fad.program(lambda x, keys: fad.select(x, keys)))
+_deselect = jax.jit(fad.program(lambda y, keys: fad.deselect(y, keys, jnp.zeros(3))))
+_coverage = jax.jit(
+    fad.program(lambda y, keys: fad.coverage_mean(y, keys, jnp.ones(3)))
+)
+# Two of three rows for each client, or one or none.
+_two_rows = st.permutations([-1, -1, 0, 1, 2]).map(lambda order: order[:2])
+keys_of_clients = st.lists(_two_rows, min_size=N, max_size=N).map(jnp.asarray)
+
+
 def _first(v):
     return v * v - 1
 
@@ -107,3 +117,29 @@ def test_a_weighted_mean_lies_between_the_clients(x, w):
     out = _weighted_mean(fad.AtClients(x), fad.AtClients(jnp.abs(w) + 1))
     assert jnp.all(out >= x.min(0) - 1e-3)
     assert jnp.all(out <= x.max(0) + 1e-3)
+
+
+@laws
+@given(arrays(3), client_arrays, keys_of_clients)
+def test_select_and_deselect_are_adjoint(x, y, keys):
+    keys = fad.AtClients(keys)
+    sent = _select(x, keys).unsafe_gather()
+    assert jnp.vdot(sent, y) == jnp.vdot(x, _deselect(fad.AtClients(y), keys))
+
+
+@laws
+@given(client_arrays, keys_of_clients, st.permutations(range(N)))
+def test_the_order_of_clients_and_of_keys_does_not_matter(y, keys, order):
+    order = jnp.asarray(order)
+    given_so = _coverage(fad.AtClients(y), fad.AtClients(keys))
+    turned = fad.AtClients(y[order, ::-1]), fad.AtClients(keys[order, ::-1])
+    assert_same(_coverage(*turned), given_so, tol=0)
+
+
+@laws
+@given(client_arrays)
+def test_coverage_by_everyone_gives_the_mean(y):
+    keys = fad.AtClients(jnp.tile(jnp.array([[2, 0]]), (N, 1)))
+    mean = _mean(fad.AtClients(y))
+    expected = jnp.array([mean[1], 1.0, mean[0]])
+    assert_same(_coverage(fad.AtClients(y), keys).mean, expected, tol=0)

@@ -151,3 +151,58 @@ def test_clients_split_over_another_axis_are_refused():
             fad.PlacementError, match=r"of x is split over the mesh axis 'model'"
         ):
             fad.program(fad.sum)(fad.AtClients(data))
+
+
+# ---- slices --------------------------------------------------------------------------
+
+
+def _slices():
+    """Return a round over slices, and its arguments; some keys are -1."""
+    keys = jnp.array([[0, 5, 2], [2, 1, -1], [-1, -1, -1], [5, 4, 0]] * 2)
+    data = 0.1 * jnp.arange(16.0).reshape(8, 2)
+
+    @fad.program
+    def run(x, keys, data):
+        mine = fad.select(x, keys, public=True)
+        new = fad.map(lambda p, d: p - jnp.sin(p * d.sum()), mine, data)
+        return new, fad.coverage_mean(new, keys, x, public=True)
+
+    def total(x, keys, data):
+        new, (mean, weight) = run(x, keys, data)
+        return jnp.sum(mean**2), (new.unsafe_gather(), mean, weight)
+
+    x = jnp.linspace(0.0, 1.0, 24).reshape(6, 4)
+    args = x, fad.AtClients(keys), fad.AtClients(data)
+    return jax.value_and_grad(total, has_aux=True), args
+
+
+@meshes
+def test_slices_stay_on_their_clients_devices(mesh):
+    fn, args = _slices()
+    want = jax.jit(fn)(*args)
+    with on_mesh(mesh):
+        run = jax.jit(fn).lower(*args).compile()
+        actual = run(*args)
+        text = str(run.as_text())
+    assert_same(jax.device_get(actual), jax.device_get(want), tol=1e-6)
+    (_, (new, *at_server)), gradient = actual
+    if mesh in BY_CLIENTS:
+        assert tuple(new.sharding.spec)[:1] == ("clients",)
+        assert "all-gather" not in text
+        assert "all-to-all" not in text
+        assert "all-reduce" in text
+    for x in (*at_server, gradient):
+        assert set(x.sharding.spec) <= {None}
+
+
+@pytest.mark.parametrize("spec", [(None, "model"), ("model", None)])
+def test_slices_of_a_model_sharded_over_its_own_axis(spec):
+    fn, (x, *rest) = _slices()
+    want = jax.jit(fn)(x, *rest)
+    with on_mesh("explicit_clients_model"):
+        sharded = jax.reshard(x, PartitionSpec(*spec))
+        actual = jax.jit(fn)(sharded, *rest)
+        (_, (_, *at_server)), gradient = actual
+        for out in (*at_server, gradient):
+            assert tuple(out.sharding.spec) == spec
+    assert_same(jax.device_get(actual), jax.device_get(want), tol=1e-6)

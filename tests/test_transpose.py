@@ -38,7 +38,12 @@ def test_transposing_twice_gives_the_program(subject):
 
 @pytest.mark.parametrize(
     ("operation", "turned"),
-    [("broadcast", "fad_sum"), ("sum", "fad_broadcast")],
+    [
+        ("broadcast", "fad_sum"),
+        ("sum", "fad_broadcast"),
+        ("select", "fad_deselect"),
+        ("deselect", "fad_select"),
+    ],
 )
 def test_each_is_the_others_transpose(operation, turned):
     subject = Subject(operation, "float32", "array")

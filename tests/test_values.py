@@ -36,7 +36,7 @@ def test_eager_and_jit_give_the_plain_values(subject):
 def test_results_stand_where_they_should(operation):
     out = Subject(operation, "float32", "nested")
     result = out.program(*out.args())
-    stays = operation == "broadcast" or operation.startswith("map")
+    stays = operation in ("broadcast", "select") or operation.startswith("map")
     assert isinstance(result, fad.AtClients) == stays
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import fad
-from tests import jaxprs, rounds
+from tests import jaxprs, masks, rounds
 from tests.subjects import SUBJECTS, assert_same, gather, over
 
 BATCH = 3
@@ -129,3 +129,41 @@ def test_unbatched_rounds_run_once():
     found = jaxprs.equations(jaxprs.trace(batched, jnp.ones(BATCH), data))
     wire = [e for e in found if e.primitive.name in jaxprs.WIRE]
     assert [e.outvars[0].aval.shape for e in wire] == [(4, 5), (5,)]
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_any_batch_axis_of_select_and_deselect(axis):
+    x, y = jnp.arange(6.0).reshape(3, 2), jnp.arange(16.0).reshape(4, 2, 2)
+    keys = fad.AtClients(masks.ROWS)
+    sent = fad.program(lambda v: fad.select(v, keys).unsafe_gather(), clients=4)
+    back = fad.program(
+        lambda v: fad.deselect(fad.AtClients(v), keys, jnp.zeros((3,)), wire=()),
+        clients=4,
+    )
+
+    def by_hand(fn, v):
+        return jnp.stack([fn(jnp.take(v, i, axis)) for i in range(2)], axis)
+
+    actual = jax.jit(jax.vmap(sent, axis, axis))(x)
+    assert_same(actual, by_hand(sent, x))
+    assert_same(jax.jit(jax.vmap(back, axis, axis))(y), by_hand(back, y))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("axes", [(None, None, 0), (0, 0, 1)])
+def test_keys_have_a_batch_axis(axes):
+    keys = jnp.stack([masks.ROWS, masks.ROWS[::-1], 0 * masks.ROWS - 1])
+    args = [jnp.array([0.5, -1.0, 2.0]), masks.DATA.astype(float)]
+    args = [
+        v if a is None else jnp.stack([v, 2 * v, -v])
+        for v, a in zip(args, axes, strict=False)
+    ]
+    keys = jnp.moveaxis(keys, 0, axes[2])
+
+    def both(one_round):
+        total = lambda w, d, k: jnp.sum(one_round(w, d, k) ** 2)  # noqa: E731
+        return jax.jit(jax.vmap(jax.value_and_grad(total, (0, 1)), axes))
+
+    marked = args[0], fad.AtClients(args[1]), fad.AtClients(keys)
+    plain = both(masks.plain_slice_round)(args[0], args[1], keys)
+    assert_same(both(masks.slice_round)(*marked), plain)

@@ -6,7 +6,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from fad._compat import add_leading, auto_axis, drop_leading, explicit_axis, mesh_axis
+from fad._compat import (
+    ShapedArray,
+    add_leading,
+    auto_axis,
+    drop_leading,
+    explicit_axis,
+    mesh_axis,
+    spec_of,
+)
 from fad._errors import PlacementError, describe, path_str
 from fad.placement import CLIENTS, ambient_clients, count_clients, is_at_clients
 
@@ -60,6 +68,13 @@ def server_array(x: Any) -> jax.Array:
     if tuple(spec) == tuple(sharding.spec):
         return x
     return jax.sharding.reshard(x, PartitionSpec(*spec))
+
+
+def split_as(x: jax.Array, aval: ShapedArray) -> jax.Array:
+    """Return ``x`` split over Explicit mesh axes as a type of its shape says."""
+    if aval.sharding.mesh.empty or spec_of(jax.typeof(x)) == spec_of(aval):
+        return x
+    return jax.sharding.reshard(x, PartitionSpec(*spec_of(aval)))
 
 
 def check_server(call: str, path: str, x: Any) -> None:

@@ -19,10 +19,10 @@ aggregates = pytest.mark.parametrize(
 )
 
 
-def refused(*parts):
-    """Expect a ``PlacementError`` whose message has these parts in this order."""
+def refused(*parts, error: type[fad.FadError] = fad.PlacementError):
+    """Expect an error whose message has these parts in this order."""
     pattern = "(?s)" + ".*".join(_escape(p) for p in parts)
-    return pytest.raises(fad.PlacementError, match=pattern)
+    return pytest.raises(error, match=pattern)
 
 
 def _escape(text):
