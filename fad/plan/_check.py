@@ -17,32 +17,11 @@ from fad._errors import FadError, PlacementError, PlanError, describe
 from fad.plan._check_axes import FindAxes, Leaf, leaves_of, named_arguments
 from fad.plan._check_values import Placed
 from fad.plan._check_walk import Walk
-from fad.plan._graph import aval_of, type_text
+from fad.plan._check_why import instead, reason
 from fad.plan._report import Aggregate, Allowed, CheckReport, Output, Received
+from fad.plan._types import aval_of, one_of, type_text
 
-_ALLOW = ("callback", "decode", "unsafe_gather")
-_AGGREGATE = (
-    "Compute at the clients with fad.map and aggregate with fad.sum, fad.mean or "
-    "fad.weighted_mean"
-)
-# What an equation does with a client value, and the fix.
-_WHY = {
-    "axis": ("it does not keep clients apart", _AGGREGATE),
-    "unknown": ("fad has no rule that says it keeps clients apart", _AGGREGATE),
-    "gathered": ("the server gets each client's by itself", _AGGREGATE),
-    "mixed": ("it joins values whose client axes differ", _AGGREGATE),
-    "scanned": ("it goes through the clients one by one", _AGGREGATE),
-    "misplaced": (
-        "the client axis is not in front, so that one client gets other clients' "
-        "values",
-        "Leave the client axis of AtClients leaves in front, [n, *s]",
-    ),
-    "broadcast": (
-        "it sends all clients' values to every client",
-        "Pass the value to fad.map as an argument, so that each client gets its own, "
-        "or aggregate it first with fad.sum or fad.mean",
-    ),
-}
+_ALLOW = ("callback", "decode", "keys", "unsafe_gather")
 
 
 def check(
@@ -55,11 +34,14 @@ def check(
     axis); whatever else takes the client axis away is refused, at the first equation:
     indexing it, reducing over it, ``unsafe_gather`` and arithmetic on what it gives,
     callbacks, closing a map over client values, returning them unmarked. Equations that
-    fad does not know are refused on client values. Nothing is compiled or run, and what
-    no output needs is not looked at.
+    fad does not know are refused on client values. A static slice of the client axis is
+    a smaller cohort, of at least two clients, whose values join none of other clients.
+    Nothing is compiled or run, and what no output needs is not looked at.
 
     It is about who computes with what, not about how much a sum tells: a sum with a
-    weight for one client alone passes.
+    weight for one client alone passes, and so do slices (``fad.deselect``) of which a
+    coordinate is one client's alone, runs that overlap but for one client, and what
+    ``wire=()`` and ``public=True`` declare.
 
     A program that passes, passes for its derivatives in every mode: they hold the same
     equations (FAD's closure).
@@ -68,8 +50,9 @@ def check(
         fn: A fad program, or a function of JAX made of programs.
         allow: What is reported instead of refused: ``"callback"`` (clients' values go
             to Python or to another device), ``"decode"`` (the server decodes what each
-            client sends, ``fad.sum(..., wire=...)``), ``"unsafe_gather"`` (any other
-            use of client values at the server).
+            client sends, ``fad.sum(..., wire=...)``), ``"keys"`` (each client says
+            which slices it wants, ``fad.select``), ``"unsafe_gather"`` (any other use
+            of client values at the server).
 
     Returns:
         A function of ``fn``'s arguments, arrays or ``jax.ShapeDtypeStruct``, that gives
@@ -183,7 +166,7 @@ class _Checker(Walk):
             f"it is a client value.\n{self._facts(leaf.aval, value)}\n"
             f"  made by: {maker}{line}\n"
             "Expected an AtClients or a sum. Return fad.AtClients(...) if it stays at "
-            f"the clients, or aggregate it with fad.sum or fad.mean{_or('gather')}",
+            f"the clients, or aggregate it with fad.sum or fad.mean{instead('gather')}",
         )
 
     def lost(self, eqn, value, atom, why):
@@ -191,13 +174,13 @@ class _Checker(Walk):
         name, line = eqn.primitive.name, user_line(self.around)
         name = "unsafe_gather" if why == "gathered" else name
         aval = (eqn.outvars[0] if atom is None else atom).aval
-        reason, fix = _WHY[why]
+        text, fix = reason(why, value)
         return self._permit(
             Allowed("unsafe_gather", name, describe(aval), line),
             f"{self._call}: a client value reaches the server through {name!r}: "
-            f"{reason}.\n{self._facts(aval, value)}\n  at: {line}\n"
+            f"{text}.\n{self._facts(aval, value)}\n  at: {line}\n"
             f"Expected client values to leave the clients through fad.sum alone. {fix}"
-            f"{_or('gather')}",
+            f"{instead('gather')}",
         )
 
     def hosted(self, eqn, value, atom):
@@ -209,7 +192,7 @@ class _Checker(Walk):
             f"{self._call}: {name!r}{where} hands a client value to the host.\n"
             f"{self._facts(atom.aval, value)}\n  at: {line}\n"
             "Expected client values to leave the clients through fad.sum alone. Return "
-            f"the value from fad.map and aggregate it{_or('callback')}",
+            f"the value from fad.map and aggregate it{instead('callback')}",
         )
 
     def stuck(self, eqn):
@@ -237,7 +220,9 @@ class _Checker(Walk):
         if value.constant or self.depth or isinstance(atom, Literal):
             return
         aval = atom.aval
-        if how == "row":
+        if how == "select":
+            aval = aval_of(eqn.outvars[0])
+        if how in ("row", "select"):
             aval = aval.update(shape=aval.shape[1:], sharding=None)
         self._learns[
             Received(type_text(aval), how, user_line(self.around, short=True))
@@ -248,7 +233,7 @@ class _Checker(Walk):
         if self.depth:
             return value.depends
         decoded = frozenset()
-        if eqn.params["wire"] is not None:
+        if eqn.params["wire"]:
             decoded = frozenset({self._decoded(eqn, value)})
         if id(eqn) not in self._reveals:
             self._reveals[id(eqn)] = Aggregate(
@@ -263,20 +248,31 @@ class _Checker(Walk):
         codes = [ShapedArray(t.shape, t.dtype) for t in eqn.params["wire"]]
         types, line = ", ".join(map(type_text, codes)), user_line(self.around)
         return self._permit(
-            Allowed("decode", "fad_sum", types, line),
+            Allowed("decode", eqn.primitive.name, types, line),
             f"{self._call}: the server decodes what each client sends, {types}, before "
             f"it can sum.\n{self._facts(aval_of(eqn.invars[0]), value)}\n  at: {line}\n"
             "Expected client values to leave the clients through fad.sum alone. Sum "
-            "codes that add up (a sketch, integers of one scale), without wire="
-            f"{_or('decode')}",
+            "codes that add up (a sketch, integers of one scale), without wire=; in "
+            f"fad.coverage_mean give secure=True{instead('decode')}",
         )
+
+    def told(self, eqn, value, atom):
+        """Refuse keys that clients have to send one by one."""
+        if self.depth or eqn.params["public"] or not value.axes:
+            return value.depends
+        keys, line = type_text(one_of(atom.aval)), user_line(self.around)
+        allowed = self._permit(
+            Allowed("keys", eqn.primitive.name, keys, line),
+            f"{self._call}: the server learns the keys of each client, {keys}, one by "
+            f"one.\n{self._facts(atom.aval, value)}\n  at: {line}\n"
+            "Expected client values to leave the clients through fad.sum alone. Say "
+            "public=True of keys that the server knows without being told, as those "
+            "that follow from the round and from who takes part"
+            f"{instead('keys')}",
+        )
+        return value.depends | {allowed}
 
     def closed_over(self, const):
         """Place a constant where the maps and sums read it."""
         axes = self._find.axes(f"const {id(const)}")
         return Placed(axes, maker="an array that the function closes over")
-
-
-def _or(kind: str) -> str:
-    name = {"gather": "unsafe_gather"}.get(kind, kind)
-    return f"; fad.check(..., allow={name!r}) reports it instead."

@@ -8,7 +8,8 @@ import jax
 
 from fad._errors import path_str
 from fad.placement import AtClients, is_at_clients
-from fad.plan._check_values import CLIENT, Placed
+from fad.plan._check_parts import whole
+from fad.plan._check_values import Placed
 from fad.plan._check_walk import Walk
 from fad.plan._graph import aval_of
 
@@ -80,7 +81,16 @@ class FindAxes(Walk):
             at = [a for d, a in found if d == depth and a not in axes]
             default = [] if isinstance(label, str) else [depth]
             axes += [min(at)] if at else default
-        return dict.fromkeys(axes, CLIENT)
+        shape = self._shapes[label]
+        return {a: whole(shape[a]) for a in axes}
+
+    def sizes(self) -> set[int]:
+        """Return the numbers of clients of the arguments and constants read."""
+        first = {
+            label: [a for d, a in found if d == 0]
+            for label, found in self._found.items()
+        }
+        return {self._shapes[label][min(axes)] for label, axes in first.items() if axes}
 
     def lost(self, eqn, value, atom, why):
         """Go on: finding is not judging."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fad._compat import JaxprEqn
+from fad._compat import JaxprEqn, jaxprs_in_params
 
 # Every output element is made of the elements at the same place of the inputs.
 _ELEMENTWISE = frozenset(
@@ -44,6 +44,17 @@ def has_rule(eqn: JaxprEqn) -> bool:
     """Say whether fad knows what the primitive does to a client axis."""
     name = eqn.primitive.name
     return name in _ELEMENTWISE or name in _RULES or name.startswith("scatter")
+
+
+def holds(eqn: JaxprEqn, names: frozenset[str]) -> bool:
+    """Say whether a primitive of these names stands inside an equation."""
+    inner = (e for jaxpr in jaxprs_in_params(eqn.params) for e in jaxpr.eqns)
+    return any(e.primitive.name in names or holds(e, names) for e in inner)
+
+
+def leaves_the_device(eqn: JaxprEqn) -> bool:
+    moves = eqn.primitive.name == "device_put"
+    return moves and any(d is not None for d in eqn.params["devices"])
 
 
 def _shape(atom: Any) -> tuple[int, ...]:

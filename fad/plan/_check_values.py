@@ -17,7 +17,8 @@ class Placed:
 
     Attributes:
         axes: Its client axes by position, none at the server. Each carries labels:
-            which argument's axis it may be, while that is being found out.
+            which clients it has; or which argument's axis it may be, while that is
+            being found out.
         depends: The sums, and what was allowed, upstream.
         constant: Whether it is made of literals alone, so that it tells nothing.
         maker: What made it, for a message.
@@ -40,8 +41,8 @@ def shifted(value: Placed, by: int) -> dict[int, Labels]:
     return {a + by: labels for a, labels in value.axes.items() if a + by >= 0}
 
 
-def mapped(value: Placed) -> dict[int, Labels]:
-    return {0: CLIENT, **shifted(value, 1)}
+def mapped(value: Placed, clients: Labels = CLIENT) -> dict[int, Labels]:
+    return {0: clients, **shifted(value, 1)}
 
 
 def at_server(ins: Sequence[Placed], allowed: Allowed | None = None) -> Placed:
@@ -50,12 +51,3 @@ def at_server(ins: Sequence[Placed], allowed: Allowed | None = None) -> Placed:
     if allowed is not None:
         return Placed({}, depends | {allowed})
     return Placed({}, depends, all(x.constant for x in ins))
-
-
-def union(parts: Sequence[dict[int, Labels]]) -> tuple[dict[int, Labels], bool]:
-    """Join client axes; say whether all agree where a client's own entry stands."""
-    union: dict[int, Labels] = {}
-    for part in parts:
-        for a, labels in part.items():
-            union[a] = union.get(a, frozenset()) | labels
-    return union, any(set(part) == set(union) for part in parts)

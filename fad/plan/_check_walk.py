@@ -1,8 +1,8 @@
 """Following client axes through a program, equation by equation.
 
 A value is at the clients where one of its axes is a client axis. An equation must hand
-each client axis on; the one that takes it away is ``fad_sum``. Where any other does,
-``lost`` is called: the checker raises there.
+each client axis on; those that take it away are ``fad_sum`` and ``fad_deselect``. Where
+any other does, ``lost`` is called: the checker raises there.
 """
 
 from collections.abc import Sequence
@@ -13,68 +13,32 @@ from fad._compat import (
     JaxprEqn,
     Literal,
     call_body,
-    jaxprs_in_params,
     linear_solve,
     open_jaxpr,
     scan_parts,
 )
 from fad.placement import GATHERED
-from fad.plan._check_rules import HOST, IDENTITIES, has_rule, moved
+from fad.plan._check_parts import cut, takes_one, union
+from fad.plan._check_rules import (
+    HOST,
+    IDENTITIES,
+    has_rule,
+    holds,
+    leaves_the_device,
+    moved,
+)
 from fad.plan._check_values import (
     Placed,
     any_client,
     at_server,
-    mapped,
     shifted,
-    union,
 )
-from fad.plan._graph import FEDERATED
-from fad.plan._report import Allowed
+from fad.plan._check_wires import FederatedEqns
+from fad.plan._wires import FEDERATED
 
 
-class Walk:
-    """Follow a jaxpr; subclasses say what to do at the events.
-
-    Attributes:
-        depth: How many maps stand around: inside one, a client's own values have no
-            client axis, unless a program runs inside the client's work.
-        around: The equations that stand around, the innermost first.
-    """
-
-    def __init__(self):
-        self.depth = 0
-        self.around: list[JaxprEqn] = []
-
-    def lost(self, eqn: JaxprEqn, value: Placed, atom: Any, why: str) -> Any:
-        """Handle a client value that an equation takes away from the clients.
-
-        Returns:
-            What was allowed, where the equation's outputs now are the server's; or
-            None to go on with what is left of the axes.
-        """
-        raise NotImplementedError
-
-    def hosted(self, eqn: JaxprEqn, value: Placed, atom: Any) -> Allowed | None:
-        """Handle a client value that goes to a host."""
-        raise NotImplementedError
-
-    def stuck(self, eqn: JaxprEqn) -> None:
-        """Handle an equation with federated ones inside that cannot be followed."""
-
-    def received(self, eqn: JaxprEqn, value: Placed, atom: Any, how: str) -> None:
-        """Handle a server value that goes to the clients."""
-
-    def mapped(self, eqn: JaxprEqn, ins: Sequence[Placed]) -> None:
-        """Handle the operands of a map or a sum."""
-
-    def aggregated(self, eqn: JaxprEqn, value: Placed) -> frozenset:
-        """Handle a sum; return what its output depends on."""
-        return value.depends
-
-    def closed_over(self, const: Any) -> Placed:
-        """Place an array that the function closes over."""
-        del const
-        return Placed()
+class Walk(FederatedEqns):
+    """Follow a jaxpr; subclasses say what to do at the events."""
 
     def run(self, closed: Any, args: Sequence[Placed]) -> list[Placed]:
         """Follow a jaxpr on these inputs; return its outputs."""
@@ -102,6 +66,8 @@ class Walk:
             "fad_broadcast": self._broadcast,
             "fad_map": self._map,
             "fad_sum": self._sum,
+            "fad_select": self._select,
+            "fad_deselect": self._sum,
             "scan": self._scan,
             "cond": self._cond,
             "while": self._while,
@@ -115,55 +81,14 @@ class Walk:
         if name == "name" and eqn.params["name"] == GATHERED and ins[0].axes:
             allowed = self.lost(eqn, ins[0], eqn.invars[0], "gathered")
             return ins if allowed is None else [at_server(ins, allowed)]
-        if name in HOST or _leaves_the_device(eqn):
+        if name in HOST or leaves_the_device(eqn):
             return self._host(eqn, ins)
         alarming = FEDERATED | HOST if self.depth or any_client(ins) else FEDERATED
-        if _holds(eqn, alarming):
+        if holds(eqn, alarming):
             self.stuck(eqn)
         if name in IDENTITIES:
             return ins
         return self._local(eqn, ins)
-
-    # --------------------------------------------------------------------------------
-    # federated equations
-    # --------------------------------------------------------------------------------
-
-    def _broadcast(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
-        (x,) = ins
-        if x.axes:
-            allowed = self.lost(eqn, x, eqn.invars[0], "broadcast")
-            x = x if allowed is None else at_server([x], allowed)
-        self.received(eqn, x, eqn.invars[0], "broadcast")
-        return [replace(x, axes=mapped(x), maker="fad.broadcast", made=())]
-
-    def _map(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
-        ins = self._operands(eqn, ins)
-        self.mapped(eqn, ins)
-        for x, atom in zip(ins, eqn.invars, strict=True):
-            if not x.axes:
-                self.received(eqn, x, atom, "row")
-        own = [replace(x, axes=shifted(x, -1), constant=False) for x in ins]
-        self.depth += 1
-        outs = self.run(eqn.params["jaxpr"], own)
-        self.depth -= 1
-        maker = f"fad.map({eqn.params['name']}, ...)"
-        return [Placed(mapped(y), y.depends, False, maker) for y in outs]
-
-    def _sum(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
-        (x,) = self._operands(eqn, ins)
-        self.mapped(eqn, [x])
-        depends = self.aggregated(eqn, x)
-        return [Placed(shifted(x, -1), depends, x.constant, "fad.sum")]
-
-    def _operands(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
-        """Check that client axes stand where a map or a sum reads them, in front."""
-        checked = []
-        for x, atom in zip(ins, eqn.invars, strict=True):
-            if x.axes and 0 not in x.axes:
-                allowed = self.lost(eqn, x, atom, "misplaced")
-                x = x if allowed is None else at_server([x], allowed)
-            checked.append(x)
-        return checked
 
     # --------------------------------------------------------------------------------
     # control flow
@@ -213,12 +138,12 @@ class Walk:
         """Place what is the one value or the other, of the same shape."""
         joined = []
         for a, b in zip(first, second, strict=True):
-            axes, agree = union([a.axes, b.axes])
+            axes, why = union([a.axes, b.axes])
             depends, maker = a.depends | b.depends, a.maker if a.axes else b.maker
             constant = a.constant and b.constant
             v = Placed(axes, depends, constant, maker, b.made or a.made)
-            if not agree:
-                allowed = self.lost(eqn, v, None, "mixed")
+            if why:
+                allowed = self.lost(eqn, v, None, why)
                 v = v if allowed is None else at_server([v], allowed)
             joined.append(v)
         return joined
@@ -237,20 +162,24 @@ class Walk:
     def _local(self, eqn: JaxprEqn, ins: list[Placed]) -> list[Placed]:
         moves = []
         for i, (x, atom) in enumerate(zip(ins, eqn.invars, strict=True)):
-            places = {a: moved(eqn, i, a) for a in x.axes}
-            if None in places.values():
-                allowed = self.lost(
-                    eqn, x, atom, "axis" if has_rule(eqn) else "unknown"
-                )
-                if allowed is not None:
-                    return [at_server(ins, allowed)] * len(eqn.outvars)
-            moves.append({p: x.axes[a] for a, p in places.items() if p is not None})
-        axes, agree = union(moves)
+            kept = {}
+            for a, labels in x.axes.items():
+                place, rest = moved(eqn, i, a), labels
+                if place is None:
+                    place, rest = a, cut(eqn, i, a, labels)
+                if rest is None:
+                    allowed = self.lost(eqn, x, atom, _why(eqn, a))
+                    if allowed is not None:
+                        return [at_server(ins, allowed)] * len(eqn.outvars)
+                else:
+                    kept[place] = rest
+            moves.append(kept)
+        axes, why = union(moves)
         if not axes:
             return [at_server(ins)] * len(eqn.outvars)
         first = next(x for x in ins if x.axes)
-        if not agree:
-            allowed = self.lost(eqn, first, None, "mixed")
+        if why:
+            allowed = self.lost(eqn, replace(first, axes=axes), None, why)
             if allowed is not None:
                 return [at_server(ins, allowed)] * len(eqn.outvars)
         for x, atom in zip(ins, eqn.invars, strict=True):
@@ -260,12 +189,8 @@ class Walk:
         return [Placed(axes, depends, False, first.maker)] * len(eqn.outvars)
 
 
-def _holds(eqn: JaxprEqn, names: frozenset[str]) -> bool:
-    """Say whether a primitive of these names stands inside an equation."""
-    inner = (e for jaxpr in jaxprs_in_params(eqn.params) for e in jaxpr.eqns)
-    return any(e.primitive.name in names or _holds(e, names) for e in inner)
-
-
-def _leaves_the_device(eqn: JaxprEqn) -> bool:
-    moves = eqn.primitive.name == "device_put"
-    return moves and any(d is not None for d in eqn.params["devices"])
+def _why(eqn: JaxprEqn, axis: int) -> str:
+    """Say why an equation loses a client axis."""
+    if takes_one(eqn, axis):
+        return "one"
+    return "axis" if has_rule(eqn) else "unknown"

@@ -175,8 +175,9 @@ def _titles(axes: Any, plan: "Plan", height: float) -> None:
     cost = plan.cost()
     title = f"{clip(plan.name, 32)}: {cost.rounds} round{'s' * (cost.rounds != 1)}"
     state = f"at most {bytes_text(cost.client_state_bytes)}"
+    some = "On average" if any(r.uneven for r in plan.rounds) else "In all"
     totals = (
-        f"In all, a client receives {bytes_text(cost.bytes_down)}, "
+        f"{some}, a client receives {bytes_text(cost.bytes_down)}, "
         f"sends {bytes_text(cost.bytes_up)}, "
         f"computes {flops_text(cost.client_flops)}, "
         f"keeps {state if cost.client_state_bytes else 'nothing'}."

@@ -81,9 +81,9 @@ def _repeats(rounds: Sequence[Round], start: int, period: int) -> int:
 
 def _content(r: Round) -> Any:
     return (
-        sorted((w.text, w.nbytes) for w in r.down),
-        sorted((w.name, w.flops) for w in r.work),
-        sorted((w.text, w.nbytes) for w in r.up),
+        sorted((w.text, w.nbytes, w.share) for w in r.down),
+        sorted((w.name, w.flops, w.share) for w in r.work),
+        sorted((w.text, w.nbytes, w.share) for w in r.up),
         r.returns,
     )
 

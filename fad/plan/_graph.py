@@ -5,7 +5,8 @@ included, so what each iteration needs and sends is known exactly. Of a linear s
 solver is followed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fad._compat import (
@@ -22,48 +23,31 @@ from fad._compat import (
 from fad._errors import PlanError
 from fad.placement import GATHERED
 from fad.plan._schedule import schedule
-from fad.plan._values import Step, Value, Wire
-
-FEDERATED = frozenset({"fad_broadcast", "fad_map", "fad_sum"})
-
-
-def nbytes(aval: ShapedArray) -> int:
-    """Return the bytes of an array of this type (a PRNG key counts its data)."""
-    return aval.size * aval.dtype.itemsize
+from fad.plan._types import aval_of, server_value
+from fad.plan._types import nbytes as nbytes
+from fad.plan._types import type_text as type_text
+from fad.plan._values import Value
+from fad.plan._wires import FEDERATED as FEDERATED
+from fad.plan._wires import Wires
 
 
-def type_text(aval: ShapedArray) -> str:
-    """Return a type as ``f32[3]``."""
-    return aval.update(sharding=None).str_short(short_dtypes=True)
-
-
-def server_value(aval: ShapedArray) -> Value:
-    """Return a value at the server."""
-    return Value("server", nbytes(aval), type_text(aval))
-
-
-def aval_of(atom: Any) -> ShapedArray:
-    """Return the type of a variable or literal."""
-    return atom.aval
-
-
-class Graph:
+class Graph(Wires):
     """The steps of a program, in an order that respects their dependencies.
 
+    Args:
+        while_bound: The most iterations of a while loop over rounds.
+        cohorts: The sizes of the cohorts; programs over fewer clients count as their
+            share of the largest.
+
     Attributes:
-        steps: The steps.
-        clients: The number of clients, once a federated equation has told it.
         asked: What ends the while loops: needed even where no output depends on it.
     """
 
-    def __init__(self, while_bound: int | None):
-        self.steps: list[Step] = []
-        self.clients = 1
+    def __init__(self, while_bound: int | None, cohorts: Collection[int] = ()):
+        super().__init__(cohorts)
         self.asked: list[Value] = []
         self._while_bound = while_bound
-        self._after: tuple[Value, ...] = ()
         self._in_solver = False
-        self._constants: list[Value] = []
         self._federated: dict[int, tuple[Jaxpr, bool]] = {}
 
     def run(self, closed: Any, args: Sequence[Value]) -> list[Value]:
@@ -88,17 +72,6 @@ class Graph:
             env.update(zip(eqn.outvars, self._eqn(eqn, ins), strict=True))
         return env, [read(v) for v in jaxpr.outvars]
 
-    def _constant(self, aval: ShapedArray) -> Value:
-        value = server_value(aval)
-        self._constants.append(value)
-        return value
-
-    def _closed_over(self, ins: list[Value]) -> None:
-        """Note that a closed-over array which clients read as theirs is their data."""
-        for v in ins:
-            if v.kind == "server" and any(v is c for c in self._constants):
-                v.kind, v.nbytes = "data", v.nbytes // self.clients
-
     def federated(self, jaxpr: Jaxpr) -> bool:
         """Say whether a jaxpr holds a federated primitive at any depth."""
         if id(jaxpr) not in self._federated:
@@ -113,9 +86,7 @@ class Graph:
     def _eqn(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
         name = eqn.primitive.name
         if name in FEDERATED:
-            self.clients = eqn.params["clients"]
-            rules = {"fad_broadcast": self._send, "fad_sum": self._sum}
-            return rules.get(name, self._map)(eqn, ins)
+            return self._federated_eqn(eqn, ins)
         inner = inner_call(eqn)
         if inner is not None and eqn.params.get("differentiated"):
             return self._recompute(inner, ins)
@@ -129,36 +100,12 @@ class Graph:
                 "custom_linear_solve": self._linear_solve,
             }
             return rules.get(name, self._call)(eqn, ins)
-        at_clients = any(v.at_clients for v in ins)
-        if at_clients and name == "name" and eqn.params["name"] == GATHERED:
-            return self._step("gather", ins, [server_value(aval_of(eqn.outvars[0]))])
-        make = self._made if at_clients else server_value
-        return self._step("local", ins, [make(aval_of(v)) for v in eqn.outvars])
-
-    def _step(self, kind: Any, ins: list[Value], outs: list[Value], eqn: Any = None):
-        self.steps.append(Step(kind, ins, outs, eqn, self._after))
-        return outs
-
-    def _made(self, aval: ShapedArray) -> Value:
-        text = type_text(aval.update(shape=aval.shape[1:], sharding=None))
-        return Value("made", nbytes(aval) // self.clients, text)
-
-    def _send(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-        (x,) = ins
-        return self._step("send", ins, [Value("sent", x.nbytes, x.text, source=x)])
-
-    def _map(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-        self._closed_over(ins)
-        outs = [self._made(aval_of(v)) for v in eqn.outvars]
-        return self._step("work", ins, outs, eqn)
-
-    def _sum(self, eqn: JaxprEqn, ins: list[Value]) -> list[Value]:
-        self._closed_over(ins)
-        outs = self._step("sum", ins, [server_value(aval_of(eqn.outvars[0]))])
-        if eqn.params["wire"] is not None:
-            codes = [ShapedArray(t.shape, t.dtype) for t in eqn.params["wire"]]
-            self.steps[-1].codes = [Wire(type_text(c), nbytes(c)) for c in codes]
-        return outs
+        avals = [aval_of(v) for v in eqn.outvars]
+        if not any(v.at_clients for v in ins):
+            return self._step("local", ins, [server_value(a) for a in avals])
+        if name == "name" and eqn.params["name"] == GATHERED:
+            return self._step("gather", ins, [server_value(avals[0])])
+        return self._local(eqn, ins)
 
     def _recompute(self, inner: Jaxpr, ins: list[Value]) -> list[Value]:
         """Follow a checkpoint's backward pass, which waits for all that it is given.
@@ -219,11 +166,10 @@ class Graph:
     def _slices(self, x: Value, length: int, aval: ShapedArray) -> list[Value]:
         """Return the slices that a scan's iterations read, the same ones every time."""
         if x.parts is None:
-            part = self._made(aval) if x.at_clients else server_value(aval)
-            x.parts = [
-                Value(x.kind, part.nbytes, part.text, source=x.source)
-                for _ in range(length)
-            ]
+            group = replace(x.group, run=None)  # the scan takes the first axis
+            part = self._made(aval, group) if x.at_clients else server_value(aval)
+            part = replace(part, kind=x.kind, source=x.source, keys=x.keys)
+            x.parts = [replace(part, pending=[]) for _ in range(length)]
             if x.kind != "data":
                 self._step("local", [x], x.parts)
         return x.parts
@@ -232,6 +178,7 @@ class Graph:
         out = server_value(aval)
         if any(p.at_clients for p in parts):
             out = Value("made", sum(p.nbytes for p in parts), out.text)
+            out.group = parts[0].group
         out.parts = parts
         self._step("local", parts, [out])
         return out
@@ -246,7 +193,10 @@ class Graph:
             tried.append((schedule(self.steps, outs).size(), self.steps, outs))
         _, dearest, outs = max(tried, key=lambda t: t[0])
         self.steps, self._after = [*steps, *dearest], after
-        joined = [Value(_where(v), v.nbytes, v.text, source=v.source) for v in outs]
+        joined = [
+            Value(_where(v), v.nbytes, v.text, source=v.source, group=v.group)
+            for v in outs
+        ]
         for v, joint in zip(outs, joined, strict=True):
             self._step("local", [ins[0], v], [joint])
         return joined

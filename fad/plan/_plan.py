@@ -7,19 +7,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fad._compat import ClosedJaxpr, ShapedArray, dce
+from fad._compat import ClosedJaxpr, Jaxpr, ShapedArray, dce, run_jaxprs
 from fad._errors import PlanError
 from fad.placement import is_at_clients
+from fad.plan._check_axes import FindAxes, leaves_of, named_arguments
 from fad.plan._figure import draw
-from fad.plan._graph import Graph, nbytes, server_value, type_text
+from fad.plan._graph import FEDERATED, Graph
 from fad.plan._schedule import schedule
 from fad.plan._table import table
+from fad.plan._types import nbytes, one_of, server_value, type_text
 from fad.plan._values import Round, Value
 
 
 @dataclass(frozen=True)
 class Cost:
     """The totals of a plan.
+
+    Bytes and operations are those of one client. Where not all do the same, they are
+    the mean over all clients: what n_t of n clients send counts n_t / n of it, and a
+    round's sum is rounded up. So do the tiers of a cohort, programs over slices of it.
 
     Attributes:
         rounds: Communication rounds: one down-broadcast, client work, one up-sum.
@@ -44,7 +50,8 @@ class Plan:
 
     Attributes:
         name: The function's name.
-        clients: The number of clients.
+        clients: The number of clients of the whole: of the client arguments, the
+            largest if they differ; of the largest program where there are none.
         rounds: The rounds in order.
     """
 
@@ -115,7 +122,7 @@ def plan(fn: Callable, *, while_bound: int | None = None) -> Callable[..., Plan]
     def planned(*args: Any, **kwargs: Any) -> Plan:
         name = getattr(fn, "__name__", type(fn).__name__)
         closed = trace(fn, args, kwargs)
-        graph = Graph(while_bound)
+        graph = Graph(while_bound, _cohorts(closed, fn, args, kwargs))
         if not graph.federated(closed.jaxpr):
             raise PlanError(
                 f"fad.plan({name}): the function holds no federated primitive "
@@ -135,6 +142,25 @@ def trace(fn: Callable, args: tuple, kwargs: dict) -> ClosedJaxpr:
     return dce(closed, [True] * len(closed.out_avals), keep_inputs=True)[0]
 
 
+def _cohorts(closed: ClosedJaxpr, fn: Callable, args: tuple, kwargs: dict) -> set[int]:
+    """Return the sizes of the cohorts among a program's arguments and constants."""
+    named = named_arguments(fn, args, kwargs)
+    find = FindAxes([leaf for root, arg in named for leaf in leaves_of(root, arg)])
+    find.run(closed, find.values)
+    return find.sizes() or set(sorted(programs(closed.jaxpr))[-1:])
+
+
+def programs(jaxpr: Jaxpr) -> set[int]:
+    """Return the numbers of clients of the programs in a jaxpr, at any depth."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in FEDERATED:
+            found.add(eqn.params["clients"])
+        else:
+            found.update(*map(programs, run_jaxprs(eqn)))
+    return found
+
+
 def input_values(tree: Any) -> list[Value]:
     """Return the planner's values of a program's arguments, in flat order."""
     values = []
@@ -142,7 +168,7 @@ def input_values(tree: Any) -> list[Value]:
         if is_at_clients(leaf):
             for x in jax.tree.leaves(leaf):
                 aval = _aval(x)
-                each = aval.update(shape=aval.shape[1:], sharding=None)
+                each = one_of(aval)
                 values.append(Value("data", nbytes(each), type_text(each)))
         else:
             values.append(server_value(_aval(leaf)))

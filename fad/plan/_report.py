@@ -30,8 +30,9 @@ class Received:
 
     Attributes:
         type: The type, per client.
-        how: ``broadcast`` (the same for all), ``row`` (each its own row of a server
-            array), or the primitive that joins it with a client value.
+        how: ``broadcast`` (the same for all), ``select`` (each the slices that its keys
+            name), ``row`` (each its own row of a server array), or the primitive that
+            joins it with a client value.
         line: The source line.
     """
 

@@ -23,6 +23,7 @@ _LEGEND = (
     "Per client. keeps: state held for a later round when this one ends; back: clients",
     "of an earlier round must come back.",
 )
+_UNEVEN = "Numbers are means over all clients, of which not all do the same."
 
 Row = list[tuple[str, ...]]  # by column, the lines of its cell
 
@@ -40,10 +41,11 @@ def table(plan: "Plan") -> str:
     ]
     widths = _widths([head, total, *rows])
     rule = "-" * (sum(widths) + _GAP * (len(widths) - 1))
+    legend = [*_LEGEND, *[_UNEVEN] * any(r.uneven for r in plan.rounds)]
     title = clip(f"{plan.name}: {plan.clients} clients", _WIDTH)
     lines = [title, "", *_lines(head, widths), rule]
     lines += [line for row in rows for line in _lines(row, widths)]
-    return "\n".join([*lines, rule, *_lines(total, widths), "", *_LEGEND])
+    return "\n".join([*lines, rule, *_lines(total, widths), "", *legend])
 
 
 def _numbers(folded: Folded, times: int) -> Row:
