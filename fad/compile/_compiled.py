@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from fad._compat import scan_parts
-from fad.compile._execute import Sink, execute
+from fad.compile._execute import execute
 from fad.compile._explain import Report, Unstreamed
 from fad.compile._flatten import Ref
 from fad.compile._mesh import whole
 from fad.compile._nodes import Choice, Out, Rows, Sent, leaves, rebuild
 from fad.compile._program import Program, Step
 from fad.compile._rows import Padded, fill_up
+from fad.compile._sinks import Sink
 from fad.compile._stack import Ys, is_deferred, iteration
 from fad.primitives._client_work import merge, pick, skip
 

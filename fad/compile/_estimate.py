@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from fad._compat import Jaxpr, Literal, jaxprs_in_params, scan_parts
-from fad.compile._execute import Sink
 from fad.compile._nodes import OneClient
 from fad.compile._pull import chunk_sums
+from fad.compile._sinks import Sink
 from fad.plan._flops import count_flops
 from fad.plan._graph import aval_of, nbytes
 
@@ -84,8 +84,8 @@ def _is_var(atom: Any) -> bool:
 
 def _shared(client: OneClient, sinks: Sequence[Sink]) -> bool:
     """Say whether hardly any per-client value is made only to be added up."""
-    sums = [not s.rows for s in sinks]
-    wanted = sum(nbytes(s.aval) for s in sinks if not s.rows)
+    sums = [s.pulled for s in sinks for _ in s.values]
+    wanted = sum(nbytes(s.aval) for s in sinks if s.pulled)
     sent = [_struct(x.array) for x in client.sent]
     one = [_struct(x.array, drop=1) for x in client.rows]
     pair = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in one]

@@ -15,20 +15,8 @@ from fad._compat import bind, scan_parts
 from fad.compile._flatten import Ref, shape_of
 from fad.compile._nodes import Out, Rows, Sent, Work
 from fad.compile._program import Program, Step
-
-
-class Sink:
-    """What a sweep is to give for one client value: its sum, or all its rows.
-
-    Attributes:
-        value: The client value.
-        dtype: Its type, before the sum.
-        aval: Type of the result.
-        rows: Whether all rows are wanted, ``[n, *s]``; else their sum.
-    """
-
-    def __init__(self, value: Any, ref: Ref, aval: Any, *, rows: bool):
-        self.value, self.dtype, self.aval, self.rows = value, ref.aval.dtype, aval, rows
+from fad.compile._sinks import Placed, Sink, Sum
+from fad.compile._sinks import Rows as AllRows
 
 
 class Engine(Protocol):
@@ -139,6 +127,15 @@ class _Run:
             return [Sent(step.work(*(v.array for v in ins)))]
         return [Out(Work(ins, step.eqn.name, fn=step.work), 0)]
 
+    def _select(self, step: Step) -> list[Any]:
+        """Let each client take its slices, of one copy of what the server has."""
+        x, *refs = step.eqn.ins
+        keys = [self.client(ref, step.n) for ref in refs]
+        whole = self.plain(x)
+        if all(isinstance(k, Sent) for k in keys):
+            return [Sent(step.work(whole, *(k.array for k in keys)))]
+        return [Out(Work([Sent(whole), *keys], step.eqn.name, fn=step.work), 0)]
+
     def _barrier(self, step: Step) -> list[Any]:
         values = [self.value(ref) for ref in step.eqn.ins]
         lazy = [not isinstance(v, jax.Array | np.ndarray) for v in values]
@@ -167,14 +164,20 @@ class _Run:
         """Run all that the clients do in this phase, once per number of clients."""
         todo: dict[int, list[tuple[Ref, Sink]]] = {}
         for step in sums:
-            (x,), (out,) = step.eqn.ins, step.eqn.outs
-            sink = Sink(self.client(x, step.n), x, out.aval, rows=False)
-            todo.setdefault(step.n, []).append((out, sink))
+            todo.setdefault(step.n, []).append((step.eqn.outs[0], self.sink(step)))
         for ref in self.program.kept:
             if ref.level == level and isinstance(self.value(ref), Out):
-                sink = Sink(self.value(ref), ref, ref.aval, rows=True)
+                sink = AllRows([self.value(ref)], ref.aval)
                 todo.setdefault(ref.n, []).append((ref, sink))
         for n, pairs in todo.items():
             results = self.engine.sweep(n, [sink for _, sink in pairs])
             for (ref, _), result in zip(pairs, results, strict=True):
                 self.env[id(ref)] = result
+
+    def sink(self, step: Step) -> Sink:
+        """Return what a sum, or a deselect, is to give."""
+        values = [self.client(ref, step.n) for ref in step.eqn.ins]
+        aval = step.eqn.outs[0].aval
+        if step.eqn.name == "fad_deselect":
+            return Placed(values, aval, step.eqn.eqn.params["axes"])
+        return Sum(values, aval, step.eqn.ins[0].aval.dtype)

@@ -19,12 +19,13 @@ from fad._compat import scan_parts
 from fad._errors import FadError
 from fad.compile._chunk import Policy
 from fad.compile._estimate import estimate
-from fad.compile._execute import Sink, execute
+from fad.compile._execute import execute
 from fad.compile._mesh import chunk_on_mesh
 from fad.compile._nodes import OneClient, Out, Rows, Sent, Work, parents, rebuild, walk
 from fad.compile._program import Step
 from fad.compile._reader import Column, Reader
-from fad.compile._sweep import accumulator, run_sweep
+from fad.compile._sinks import Sink
+from fad.compile._sweep import run_sweep
 from fad.placement import CLIENTS
 
 
@@ -113,27 +114,24 @@ class Host:
 
     def sweep(self, n: int, sinks: Sequence[Sink]) -> list[Any]:
         """Read the data once, and run every chunk's client work."""
-        client = OneClient([sink.value for sink in sinks])
+        client = OneClient([v for sink in sinks for v in sink.values])
         reader = Reader([x.array for x in client.rows], n, self.mesh)
         sent = self._everywhere([jnp.asarray(x.array) for x in client.sent])
         key = (_structure(client, sinks), reader.size, _types(sent), reader.types)
         if key not in self.compiled:
             self.compiled[key] = self._chunk(client, sinks, reader.size)
         run = self.compiled[key]
-        kinds = [s.aval for s in sinks if not s.rows]
-        sums = [jnp.zeros(a.shape, accumulator(a.dtype)) for a in kinds]
-        sums, kept = self._everywhere(sums), [_Kept(n) for s in sinks if s.rows]
+        sums = self._everywhere([s.zeros() for s in sinks if not s.rows])
+        kept = [_Kept(n) for s in sinks if s.rows]
         with contextlib.closing(iter(reader)) as chunks:
             for start, rows, valid in chunks:
                 # One chunk at a time: what waits in line would hold its rows.
                 sums, outs = run(jax.block_until_ready(sums), sent, rows, valid)
                 for values, y in zip(kept, outs, strict=True):
                     values.add(y, start, valid)
-        totals = iter(map(self._here, sums))
+        totals = iter(jax.tree.map(self._here, sums))
         stacks = iter([values.array() for values in kept])
-        return [
-            next(stacks) if s.rows else next(totals).astype(s.aval.dtype) for s in sinks
-        ]
+        return [next(stacks) if s.rows else s.result(next(totals)) for s in sinks]
 
     def _chunk(self, client: OneClient, sinks: Sequence[Sink], size: int) -> Callable:
         """Compile the work of ``size`` clients, without a hold on any value."""
@@ -142,7 +140,7 @@ class Host:
         chunk = self.policy.pick(size // devices, cost)
         work, wanted = _hollow(client), [copy.copy(s) for s in sinks]
         for sink in wanted:
-            sink.value = None
+            sink.values = [None] * len(sink.values)
 
         def run(sums, sent, rows, valid):
             options = {"n": size, "chunk": chunk, "valid": valid}
@@ -151,7 +149,7 @@ class Host:
             else:
                 outs, _ = chunk_on_mesh(self.mesh, work, wanted, sent, rows, **options)
             new = iter([y for s, y in zip(wanted, outs, strict=True) if not s.rows])
-            sums = [x + next(new) for x in sums]
+            sums = [jax.tree.map(jnp.add, x, next(new)) for x in sums]
             return sums, [y for s, y in zip(wanted, outs, strict=True) if s.rows]
 
         return jax.jit(run, donate_argnums=0)
@@ -212,5 +210,5 @@ def _structure(client: OneClient, sinks: Sequence[Sink]) -> tuple:
         elif isinstance(node, Out):
             what = node.index
         out.append((what, tuple(number[id(p)] for p in parents(node))))
-    ends = tuple((number[id(s.value)], s.rows) for s in sinks)
+    ends = tuple((*(number[id(v)] for v in s.values), s.key()) for s in sinks)
     return tuple(out), ends

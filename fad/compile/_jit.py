@@ -224,7 +224,8 @@ def jit(
     """Compile a federated program so that memory does not grow with its clients.
 
     ``fad.broadcast``, ``fad.map`` and ``fad.sum`` become one loop over chunks of
-    clients per round: server values are not tiled, sums are accumulated, and what a
+    clients per round: server values are not tiled, sums are accumulated (slices, of
+    ``fad.select`` and ``fad.deselect``, cut and added a chunk at a time), and what a
     backward round needs of a forward one is computed again at the client, from what the
     server sent (one checkpoint per round and chunk), except where
     ``fad.map(..., remat=False)`` asks to keep it. So take derivatives inside:

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fad._errors import FadError
-from fad.compile._execute import Sink
 from fad.compile._nodes import OneClient
 from fad.compile._pull import Pulled
 from fad.compile._rows import Padded, fill_up
+from fad.compile._sinks import Sink
 from fad.compile._sweep import run_sweep
 from fad.placement import CLIENTS
 

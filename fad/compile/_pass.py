@@ -11,12 +11,13 @@ from fad._errors import FadError
 from fad.compile._chunk import Policy
 from fad.compile._compiled import Compiled
 from fad.compile._estimate import Estimate, estimate
-from fad.compile._execute import Sink, execute
+from fad.compile._execute import execute
 from fad.compile._explain import Report, SweepReport
 from fad.compile._mesh import mesh_sweep
 from fad.compile._nodes import OneClient
 from fad.compile._place import place
 from fad.compile._rows import Padded
+from fad.compile._sinks import Sink
 from fad.compile._sweep import run_sweep
 from fad.placement import CLIENTS
 
@@ -85,7 +86,7 @@ class _Sweeps:
     def estimate(self, client: OneClient, sinks: Sequence[Sink]) -> Estimate:
         """Estimate the work; rounds that look alike are estimated once."""
         leaves = [jax.typeof(x.array) for x in (*client.sent, *client.rows)]
-        wanted = [(s.rows, s.aval) for s in sinks]
+        wanted = [(s.key(), s.aval) for s in sinks]
         key = str((client.names, client.equations, leaves, wanted))
         if key not in self.known:
             self.known[key] = estimate(client, sinks)
@@ -94,7 +95,7 @@ class _Sweeps:
     def __call__(
         self, n: int, sinks: Sequence[Sink], where: str
     ) -> tuple[list[Any], SweepReport]:
-        client = OneClient([sink.value for sink in sinks])
+        client = OneClient([v for sink in sinks for v in sink.values])
         cost = self.estimate(client, sinks) if self.policy.estimates else None
         devices = 1 if self.mesh is None else self.mesh.shape[CLIENTS]
         chunk = self.policy.pick(-(-n // devices), cost)
@@ -114,8 +115,5 @@ class _Sweeps:
             products=pulled.products,
             estimate=cost,
         )
-        outs = [
-            y if s.rows else y.astype(s.aval.dtype)
-            for s, y in zip(sinks, outs, strict=True)
-        ]
+        outs = [y if s.rows else s.result(y) for s, y in zip(sinks, outs, strict=True)]
         return outs, what

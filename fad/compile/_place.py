@@ -1,5 +1,6 @@
 """Placing a jaxpr's values: server or clients, now or later, stored or not."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ from fad._compat import Scan, scan_parts
 from fad.compile._flatten import FEDERATED, Eqn, Flat, Ref, flatten, shape_of
 from fad.compile._program import Program, Step, Values
 from fad.compile._rowwise import rowwise
+from fad.primitives._rows import take
+
+_CLIENTS_READ = ("fad_map", "fad_sum", "fad_deselect", "add_any", "barrier")
 
 
 def place(
@@ -95,10 +99,21 @@ class _Placer(Values):
         self.made(eqn, n, level)
         self.steps.append(Step("map", eqn, level, n))
 
+    def _fad_select(self, eqn: Eqn, level: int) -> None:
+        n, (x, *keys) = eqn.eqn.params["clients"], eqn.ins
+        level = max(level, self.store(x))
+        self.made(eqn, n, level)
+        eqn.outs[0].cheap = all(ref.cheap for ref in keys)
+        work = functools.partial(take, axes=eqn.eqn.params["axes"])
+        self.steps.append(Step("select", eqn, level, n, work=work))
+
     def _fad_sum(self, eqn: Eqn, level: int) -> None:
-        self.read(eqn.ins[0], level)
+        for ref in eqn.ins:
+            self.read(ref, level)
         eqn.outs[0].level = level + 1
         self.steps.append(Step("sum", eqn, level, eqn.eqn.params["clients"]))
+
+    _fad_deselect = _fad_sum
 
     def _barrier(self, eqn: Eqn, level: int) -> None:
         for x, out in zip(eqn.ins, eqn.outs, strict=True):
@@ -227,11 +242,8 @@ class _Placer(Values):
         for eqn, i in ref.uses:
             if eqn.name == "barrier" and not self._for_clients(eqn.outs[i]):
                 return False
-            into = eqn.name == "cond" and eqn.federated and i > 0
-            if (
-                eqn.name not in ("fad_map", "fad_sum", "add_any", "barrier")
-                and not into
-            ):
+            into = eqn.name in ("cond", "fad_select") and eqn.federated and i > 0
+            if eqn.name not in _CLIENTS_READ and not into:
                 return False
         return True
 

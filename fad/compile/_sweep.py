@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fad.compile._execute import Sink
 from fad.compile._nodes import OneClient
 from fad.compile._pull import Pulled, chunk_sums
+from fad.compile._sinks import Sink
 
 
 def run_sweep(
@@ -37,8 +37,8 @@ def run_sweep(
         valid: How many of the rows count (the others fill a device up); None for all.
 
     Returns:
-        Per sink the sum ``[*s]``, not yet in its own dtype, or the rows ``[n, *s]``;
-        and what became of the sums.
+        Per sink the totals, no ``result`` yet, or the rows ``[n, *s]``; and what became
+        of the sums.
     """
     work = _Chunks(client, sinks, sent, rows, valid)
     total, stacked = work.zeros(), []
@@ -70,41 +70,35 @@ class _Chunks:
         self.sent, self.rows = sent, rows
         self.pulled = Pulled()
 
-    def zeros(self) -> list[jax.Array]:
-        sums = [s.aval for s in self.sinks if not s.rows]
-        return [jnp.zeros(a.shape, accumulator(a.dtype)) for a in sums]
+    def zeros(self) -> list[Any]:
+        return [s.zeros() for s in self.sinks if not s.rows]
 
-    def add(self, sums: Sequence[Any], start: Any, size: int) -> tuple[list, list]:
-        """Add a chunk's contributions; return the sums, and the chunk's rows."""
+    def add(self, totals: Sequence[Any], start: Any, size: int) -> tuple[list, list]:
+        """Add a chunk's contributions; return the totals, and the chunk's rows."""
         counts = self.counting(start, size)
         chunk = self.one if size == 1 else self.several
-        outs = chunk(start, size, counts)
-        pairs = list(zip(self.sinks, outs, strict=True))
-        parts = iter(sums)
-        new = [next(parts) + y for sink, y in pairs if not sink.rows]
-        return new, [y for sink, y in pairs if sink.rows]
+        pairs = list(zip(self.sinks, chunk(start, size, counts), strict=True))
+        old = iter(totals)
+        new = [sink.add(next(old), part) for sink, part in pairs if not sink.rows]
+        return new, [part for sink, part in pairs if sink.rows]
 
-    def one(self, start: Any, size: int, counts: Any) -> list[jax.Array]:
+    def one(self, start: Any, size: int, counts: Any) -> list[Any]:
         """Return the contributions of one client, without ``vmap``."""
         row = [jax.lax.dynamic_index_in_dim(x, start, 0, False) for x in self.rows]
-        outs = [jnp.asarray(y)[None] for y in self.client(self.sent, row)]
-        return [
-            y if s.rows else total(y, s.aval.dtype, counts)
-            for s, y in zip(self.sinks, outs, strict=True)
-        ]
+        outs = iter([jnp.asarray(y)[None] for y in self.client(self.sent, row)])
+        return [s.part([next(outs) for _ in s.values], counts) for s in self.sinks]
 
-    def several(self, start: Any, size: int, counts: Any) -> list[jax.Array]:
-        """Return the contributions of a chunk, sums pulled through where they can be.
-
-        Short floats and whole numbers are widened for each client first.
-        """
+    def several(self, start: Any, size: int, counts: Any) -> list[Any]:
+        """Return what a chunk contributes, sums pulled through where they can be."""
         some = [jax.lax.dynamic_slice_in_dim(x, start, size) for x in self.rows]
         each = jax.vmap(self.client, in_axes=(None, 0), axis_size=size)
-        pull = [not s.rows and accumulator(s.aval.dtype) == s.dtype for s in self.sinks]
-        outs, self.pulled = chunk_sums(each, (self.sent, some), pull, counts)
+        pull = [s.pulled for s in self.sinks for _ in s.values]
+        made, self.pulled = chunk_sums(each, (self.sent, some), pull, counts)
+        outs = iter(made)
+        parts = [[next(outs) for _ in s.values] for s in self.sinks]
         return [
-            y if s.rows or on else total(y, s.aval.dtype, counts)
-            for s, y, on in zip(self.sinks, outs, pull, strict=True)
+            values[0] if s.pulled else s.part(values, counts)
+            for s, values in zip(self.sinks, parts, strict=True)
         ]
 
     def counting(self, start: Any, size: int) -> jax.Array | None:
@@ -118,18 +112,3 @@ class _Chunks:
         columns = [list(c) for c in zip(*stacked, strict=True)]
         stacks = iter(jnp.concatenate(c) if len(c) > 1 else c[0] for c in columns)
         return [next(stacks) if s.rows else next(totals) for s in self.sinks]
-
-
-def accumulator(dtype: Any) -> Any:
-    """Return the dtype in which a sum of this dtype is accumulated."""
-    short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.float32 if short else dtype
-
-
-def total(values: jax.Array, dtype: Any, counting: jax.Array | None) -> jax.Array:
-    """Add the clients of a chunk up, those that count: ``[chunk, *s] -> [*s]``."""
-    if counting is not None:
-        mask = counting.reshape(-1, *[1] * (values.ndim - 1))
-        values = jnp.where(mask, values, jnp.zeros_like(values))
-    wide = values.astype(accumulator(dtype))
-    return wide[0] if wide.shape[0] == 1 else wide.sum(0, dtype=wide.dtype)

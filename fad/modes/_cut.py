@@ -25,6 +25,8 @@ from fad.plan._schedule import schedule
 from fad.plan._values import Value
 
 _WHERE = "mixed mode does not apply"
+SENT = ("fad_broadcast", "fad_select")  # what the clients are sent
+SUMS = ("fad_sum", "fad_deselect")  # what the server adds up of theirs
 
 
 class Cut(NamedTuple):
@@ -137,7 +139,7 @@ def _late(closed: ClosedJaxpr, values: Sequence[Value]) -> tuple[set[int], dict]
     late = {
         i
         for i, e in enumerate(eqns)
-        if e.primitive.name == "fad_sum" and env[e.outvars[0]].level == rounds
+        if e.primitive.name in SUMS and env[e.outvars[0]].level == rounds
     }
     if not late:
         raise PlanError(
@@ -161,7 +163,8 @@ def _clients_side(
     late, by_late, by_early = set(), set(), set()
     for i in reversed(range(len(eqns))):
         outs, ins = eqns[i].outvars, variables(eqns[i].invars)
-        here = all(_in_round(env[v], last) for v in outs)
+        sent = eqns[i].primitive.name in SENT  # at any time, so in this round too
+        here = sent or all(_in_round(env[v], last) for v in outs)
         wanted = any(v in by_late for v in outs)
         if i in sums or (here and wanted and not any(v in by_early for v in outs)):
             late.add(i)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from fad.primitives import sum_p
+from fad.primitives import deselect_p, sum_p
 
 
 def save_aggregates(prim: Any, *args: Any, **params: Any) -> bool:
-    """Let ``jax.checkpoint`` save what ``fad.sum`` gave, and recompute the rest.
+    """Let ``jax.checkpoint`` save what sums over clients gave, and recompute the rest.
 
     Without it a checkpoint around a round repeats the round's communication in the
     backward pass: the gradient of 3 rounds sums 6 models up instead of 3. With it the
@@ -36,4 +36,4 @@ def save_aggregates(prim: Any, *args: Any, **params: Any) -> bool:
         [5, 4]
     """
     del args, params
-    return prim is sum_p
+    return prim in (sum_p, deselect_p)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fad._compat import JaxprEqn
 from fad._errors import PlanError
 from fad.modes._arguments import Problem
 from fad.modes._basis import basis, columns, is_real, split_rows
@@ -19,7 +20,6 @@ from fad.modes._last_round import LastRound, last_round
 from fad.modes.mixed import split
 from fad.placement import AtClients, program
 from fad.primitives import map as fad_map
-from fad.primitives import sum as fad_sum
 from fad.primitives._client_work import merge, pick, skip
 
 
@@ -51,8 +51,9 @@ def jacobian(task: Problem, *, remat: bool | None = None) -> tuple[Any, Any, Any
             "send. Use mode='reverse' or mode='mixed'."
         )
     totals, total_rows = _send_products(last, values, tangents)
-    values.update(zip(last.sums, totals, strict=True))
-    real_sums = [v for v in last.sums if is_real(v.aval)]
+    results = [e.outvars[0] for e in last.sums]
+    values.update(zip(results, totals, strict=True))
+    real_sums = [v for v in results if is_real(v.aval)]
     tangents.update(zip(real_sums, total_rows, strict=True))
     outs, out_rows = _finish(last, values, tangents)
     value, aux = jax.tree.unflatten(structure[0], outs)
@@ -69,29 +70,56 @@ def _send_products(
     moves = [v in tangents for v in last.sent]
     rows = [tangents[v] for v in last.sent if v in tangents]
     count = len(next(iter(tangents.values())))
-    real = [is_real(v.aval) for v in last.sums]
+    real = [is_real(e.invars[0].aval) for e in last.sums]
 
     def client(own):
         def of(*moved):
             given = iter(moved)
             full = [next(given) if m else s for m, s in zip(moves, sent, strict=True)]
-            out = last.work(full, own)
-            return pick(real, out), skip(real, out)
+            found = last.work(full, own)
+            out, keys = [x for x, *_ in found], [at for _, *at in found]
+            return pick(real, out), (skip(real, out), keys)
 
-        out, pull, rest = jax.vjp(of, *pick(moves, sent), has_aux=True)
+        out, pull, (rest, keys) = jax.vjp(of, *pick(moves, sent), has_aux=True)
         gradients = jax.vmap(pull)(basis(out))  # [outputs, *s] by what was sent
-        products: Any = jnp.zeros((sum(o.size for o in out), count))
-        for gradient, row in zip(gradients, rows, strict=True):
-            product = gradient.reshape(len(gradient), -1) @ row.reshape(count, -1).T
-            products = products.astype(product.dtype) + product
-        by_output = split_rows(products, out)  # [*o, k]
-        return merge(real, out, rest), [
-            jnp.moveaxis(p, -1, 0).astype(o.dtype)
-            for p, o in zip(by_output, out, strict=True)
-        ]
+        tangents = _products(gradients, rows, out, count)
+        return merge(real, out, rest), tangents, keys
 
-    run = program(lambda own: fad_sum(fad_map(client, own)), clients=last.clients)
-    return run(own)
+    def run(own: Any) -> tuple[list[Any], list[Any]]:
+        outs, out_rows, made = fad_map(client, own).unsafe_gather()
+        keys = [
+            [values.get(v, k) for v, k in zip(e.invars[1:], at, strict=True)]
+            for e, at in zip(last.sums, made, strict=True)
+        ]
+        totals = [
+            e.primitive.bind(x, *at, **e.params)
+            for e, x, at in zip(last.sums, outs, keys, strict=True)
+        ]
+        moved = zip(pick(real, last.sums), out_rows, pick(real, keys), strict=True)
+        return totals, [_sum_rows(*m) for m in moved]
+
+    return program(run, clients=last.clients)(own)
+
+
+def _products(
+    gradients: Sequence[jax.Array], rows: Sequence[Any], out: Sequence[Any], count: int
+) -> list[jax.Array]:
+    """Return the outputs' tangents ``[k, *s]`` for k tangents of what was sent."""
+    products: Any = jnp.zeros((sum(o.size for o in out), count))
+    for gradient, row in zip(gradients, rows, strict=True):
+        product = gradient.reshape(len(gradient), -1) @ row.reshape(count, -1).T
+        products = products.astype(product.dtype) + product
+    by_output = split_rows(products, out)  # [*o, k]
+    return [
+        jnp.moveaxis(p, -1, 0).astype(o.dtype)
+        for p, o in zip(by_output, out, strict=True)
+    ]
+
+
+def _sum_rows(eqn: JaxprEqn, rows: Any, keys: Sequence[Any]) -> Any:
+    """Add tangents up as an equation adds values, ``[n, k, *s] -> [k, *s]``."""
+    params = {**eqn.params, "wire": None}  # they are not encoded
+    return jax.vmap(lambda x: eqn.primitive.bind(x, *keys, **params), in_axes=1)(rows)
 
 
 def _finish(

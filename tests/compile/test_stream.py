@@ -670,7 +670,7 @@ def test_compiled_chunks_hold_no_values():
         )
     }
     assert all(x.array is None for x in cells["work"].rows)
-    assert all(sink.value is None for sink in cells["wanted"])
+    assert all(sink.values == [None] for sink in cells["wanted"])
 
 
 def _times(w, x, s):
