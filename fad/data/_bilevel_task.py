@@ -12,8 +12,8 @@ from fad.data._check_values import check_values
 from fad.data._checks import arrays, num_rows
 from fad.data._federated import Federated
 from fad.data._levels import Levels, check_same_clients
-from fad.data._task import Init
-from fad.estimators import Bilevel
+from fad.data._task import Init, narrowed
+from fad.estimators import Bilevel, Split
 
 Metrics = Callable[[Any, Any, dict[str, Any]], dict[str, jax.Array]]
 SetMetric = Callable[[Any, Any, dict[str, Any]], float]
@@ -37,6 +37,10 @@ class BilevelTask:
         metrics: ``metrics(x, y, examples) -> {name: [batch]}``, per example.
         set_metrics: Functions ``(x, y, test) -> number`` by name, for what is no mean
             over examples.
+        narrow: ``narrow(width) -> BilevelTask``, as in ``Task``.
+        upper_keys: ``upper_keys(split) -> [k]``, the entries of an upper variable
+            ``x: [count]`` that the losses of one client read, each once, -1 for none;
+            None where they read all of x.
 
     Raises:
         DataError: If lower and upper have other clients; arrays of one name differ in
@@ -77,6 +81,8 @@ class BilevelTask:
     problem: Bilevel
     metrics: Metrics
     set_metrics: Mapping[str, SetMetric] = dataclasses.field(default_factory=dict)
+    narrow: Callable[..., "BilevelTask"] | None = None
+    upper_keys: Callable[[Split], jax.Array] | None = None
 
     def __post_init__(self) -> None:
         """Check that clients and arrays fit."""
@@ -92,6 +98,38 @@ class BilevelTask:
         _check_rows("lower", lower, "upper", upper)
         _check_rows("lower", lower, "test", test)
         _check_rows("upper", upper, "test", test)
+
+    def at_width(
+        self, width: float | tuple[float, ...], *, scaled: bool = False
+    ) -> "BilevelTask":
+        """Return the task with a share of the units of the model's hidden layers.
+
+        Args:
+            width: The share, in (0, 1]; 1 gives the task itself; or, as in
+                ``Task.at_width``, a tuple.
+            scaled: Whether both losses have the hidden outputs divided by the width, as
+                in ``Task.at_width``.
+
+        Returns:
+            The task with another ``init_upper``, ``init_lower``, ``problem`` and
+            ``metrics``, and the same data.
+
+        Raises:
+            DataError: The width is not in (0, 1], or there is one model only.
+
+        Example:
+            >>> from fad.experiment import BilevelConfig, DataConfig, ModelConfig
+            >>> from fad.experiment import make_bilevel_task
+            >>> task = make_bilevel_task(
+            ...     DataConfig(clients=10),
+            ...     ModelConfig(hidden=(16,)),
+            ...     BilevelConfig(task="hyper_cleaning"),
+            ... )
+            >>> y = task.at_width(0.5).init_lower(jax.random.key(0))
+            >>> y["Dense_0"]["kernel"].shape
+            (64, 8)
+        """
+        return narrowed("BilevelTask", self, width, scaled)
 
     @property
     def train(self) -> Levels:

@@ -84,6 +84,8 @@ class Recipe:
         draw = self.sampling
         options = [draw.size, draw.replace, self.batch_size, self.epochs]
         options += [self.bucket_growth, draw.weights, draw.chance, self.counts]
+        if draw.tiers > 1:
+            options += [draw.tiers, draw.tiers_by]
         return {"clients": clients, "options": options}
 
     def _steps(self, count: int) -> int:
@@ -142,6 +144,8 @@ def recipe(
     available: Any = None,
     max_examples: int | None = None,
     bucket_growth: float | None = 2.0,
+    tiers: int = 1,
+    tiers_by: str = "client",
 ) -> Recipe:
     """Check the arguments of ``Federated.cohort`` and return what makes cohorts."""
     for name, x in examples.items():
@@ -154,14 +158,22 @@ def recipe(
             )
     sizes = np.diff(offsets)
     size = positive(_CALL, "size", size)
-    options = {"replace": replace, "sampling": sampling, "available": available}
+    drawn = sampling_of(
+        sizes,
+        size,
+        replace=replace,
+        sampling=sampling,
+        available=available,
+        tiers=tiers,
+        tiers_by=tiers_by,
+    )
     counts = sizes
     if max_examples is not None:
         counts = np.minimum(sizes, positive(_CALL, "max_examples", max_examples))
     return Recipe(
         examples=examples,
         offsets=offsets,
-        sampling=sampling_of(sizes, size, **options),
+        sampling=drawn,
         batch_size=positive(_CALL, "batch_size", batch_size),
         epochs=positive(_CALL, "epochs", epochs),
         counts=counts,

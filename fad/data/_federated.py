@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -51,6 +51,8 @@ class Federated(Ragged):
         available: np.ndarray | None = None,
         max_examples: int | None = None,
         bucket_growth: float | None = 2.0,
+        tiers: int = 1,
+        tiers_by: Literal["client", "round"] = "client",
     ) -> AtClients[Batches]:
         """Sample clients and lay out their shuffled batches.
 
@@ -71,7 +73,7 @@ class Federated(Ragged):
 
         Args:
             key: A JAX random key, typed or raw; the same key gives the same cohort.
-            size: The number of places. Clients come in rising order.
+            size: The number of places. Clients come in rising order, but for tiers.
             batch_size: The number of examples in a batch.
             epochs: How often each client goes through its examples, each time in a
                 new order.
@@ -86,14 +88,19 @@ class Federated(Ragged):
             max_examples: At most so many examples per client and epoch, a new random
                 choice each; None for all.
             bucket_growth: The ratio of neighbouring buckets, above 1; None for one.
+            tiers: Equal runs of places, which divide size (``fad.submodels.tiers``).
+            tiers_by: "client": client c always stands in tier ``c % tiers``, which is
+                drawn of its own clients alone, in rising order; or "round": drawn as
+                without tiers, all places are shuffled.
 
         Returns:
             The cohort, ``AtClients(Batches(examples, mask, client))``.
 
         Raises:
             DataError: If the key is not one concrete key, a number is not a positive
-                integer, replace is not a bool, there are too few clients, a weight or
-                probability is none, or the examples are no numbers.
+                integer, replace is not a bool, there are too few clients (also of a
+                tier), a weight or probability is none, the examples are no numbers, or
+                tiers do not divide size.
 
         Example:
             >>> data = Federated({"x": np.arange(5)}, np.array([0, 2, 5]))
@@ -115,6 +122,8 @@ class Federated(Ragged):
             available=available,
             max_examples=max_examples,
             bucket_growth=bucket_growth,
+            tiers=tiers,
+            tiers_by=tiers_by,
         )
         return made.make(key)
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from fad._errors import DataError, describe
+from fad.data._checks import positive
 
 # Separate random streams of one key. The values never change: cohorts depend on them.
-_SAMPLE, _AVAILABLE = 0, 2
+_SAMPLE, _AVAILABLE, _TIERS = 0, 2, 4
 _CALL = "fad.data.Federated.cohort"
 
 
@@ -23,6 +24,9 @@ class Sampling:
         weights: ``[num_clients]``, in proportion to which clients are drawn; None for
             equal chances.
         chance: ``[num_clients]``, how likely a client is reachable; None for always.
+        tiers: The equal runs that the places are cut into.
+        tiers_by: Whether a ``"client"`` has a tier of its own, or all are shuffled in
+            each ``"round"``.
     """
 
     size: int
@@ -30,21 +34,45 @@ class Sampling:
     replace: bool
     weights: np.ndarray | None
     chance: np.ndarray | None
+    tiers: int = 1
+    tiers_by: str = "client"
 
     def draw(self, seed: list[int]) -> np.ndarray:
-        """Return the clients of one key, rising, with -1 for the places left empty."""
-        rng = np.random.default_rng([*seed, _SAMPLE])
+        """Return the clients of one key, ``[size]``, -1 for the places left empty.
+
+        They rise and the empty places are the last: in each tier, if clients have their
+        own; in all places with one tier; and nowhere if they are shuffled.
+        """
+        reached = self._reached(seed)
+        if self.tiers == 1:
+            return self._run([*seed, _SAMPLE], reached, self.size)
+        if self.tiers_by == "client":
+            places, tier = self.size // self.tiers, reached % self.tiers
+            runs = [
+                self._run([*seed, _TIERS, t], reached[tier == t], places)
+                for t in range(self.tiers)
+            ]
+            return np.concatenate(runs)
+        taken = self._run([*seed, _SAMPLE], reached, self.size)
+        return np.random.default_rng([*seed, _TIERS]).permutation(taken)
+
+    def _reached(self, seed: list[int]) -> np.ndarray:
+        """Return the clients that can be drawn, rising."""
         reached = np.arange(self.num_clients)
         if self.chance is not None:
             draws = np.random.default_rng([*seed, _AVAILABLE]).random(self.num_clients)
             reached = reached[draws < self.chance]
-        weights = None
         if self.weights is not None:
             reached = reached[self.weights[reached] > 0]
-            weights = self.weights[reached]
-        taken = np.full(self.size, -1)
-        count = self.size if self.replace else min(self.size, reached.size)
+        return reached
+
+    def _run(self, seed: list[int], reached: np.ndarray, places: int) -> np.ndarray:
+        """Return some of the reached, ``[places]``, rising, then -1."""
+        taken = np.full(places, -1)
+        count = places if self.replace else min(places, reached.size)
         if reached.size:
+            rng = np.random.default_rng(seed)
+            weights = None if self.weights is None else self.weights[reached]
             chosen = _choose(rng, reached.size, count, self.replace, weights)
             taken[:count] = np.sort(reached[chosen])
         return taken
@@ -70,7 +98,14 @@ def _choose(
 
 
 def sampling_of(
-    sizes: np.ndarray, size: int, *, replace: bool, sampling: Any, available: Any
+    sizes: np.ndarray,
+    size: int,
+    *,
+    replace: bool,
+    sampling: Any,
+    available: Any,
+    tiers: Any,
+    tiers_by: Any,
 ) -> Sampling:
     """Check how a cohort of ``size`` places is drawn from clients of these sizes."""
     clients = len(sizes)
@@ -87,7 +122,10 @@ def sampling_of(
         # So that the sum of huge weights stays finite.
         weights = weights / (weights.max() or 1.0)
         _check_enough(weights, size, replace)
-    return Sampling(size, clients, bool(replace), weights, chance)
+    tiers = positive("Federated.cohort", "tiers", tiers)
+    made = Sampling(size, clients, bool(replace), weights, chance, tiers, tiers_by)
+    _check_tiers(made)
+    return made
 
 
 def _weights(sizes: np.ndarray, sampling: Any) -> np.ndarray | None:
@@ -123,6 +161,34 @@ def _check_enough(weights: np.ndarray, size: int, replace: bool) -> None:
             f"{_CALL}(sampling=...): {needed} clients must have a positive weight, but "
             f"only {positive} of {len(weights)} have one (an empty client weighs "
             "nothing in 'size'). Ask for fewer clients, or pass replace=True."
+        )
+
+
+def _check_tiers(sampling: Sampling) -> None:
+    """Refuse tiers that do not divide the places, or have too few clients."""
+    size, tiers, by = sampling.size, sampling.tiers, sampling.tiers_by
+    if by not in ("client", "round"):
+        raise DataError(f"{_CALL}(tiers_by={by!r}): expected 'client' or 'round'.")
+    if size % tiers:
+        raise DataError(
+            f"{_CALL}(size={size}, tiers={tiers}): the tiers are equal runs of places, "
+            f"but {tiers} does not divide {size}. Use a multiple of {tiers}."
+        )
+    if tiers == 1 or by == "round":
+        return
+    own = np.arange(sampling.num_clients)
+    if sampling.weights is not None:
+        own = own[sampling.weights > 0]
+    held = np.bincount(own % tiers, minlength=tiers)
+    least = int(held.argmin())
+    needed = 1 if sampling.replace else size // tiers
+    if held[least] < needed:
+        more = held[least] and not sampling.replace
+        fix = "a smaller size, replace=True, " if more else ""
+        raise DataError(
+            f"{_CALL}(size={size}, tiers={tiers}): tier {least} needs {needed} of the "
+            f"clients whose number is {least} modulo {tiers}, and only {held[least]} "
+            f"can be drawn. Use {fix}fewer tiers, or tiers_by='round'."
         )
 
 

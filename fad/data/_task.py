@@ -1,6 +1,7 @@
 """A learning task: data, initial model, loss and metrics."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,9 @@ class Task:
             over examples: the area under a curve, for one.
         validation: Examples that the server holds for learning what is learned on
             clean data, arrays ``[V, *]``; None without.
+        narrow: ``narrow(width) -> Task``, the same with a narrower model, for
+            ``at_width``; None where there is one model only. To take ``scaled=True``
+            too is for models with HeteroFL's scaler.
 
     Raises:
         DataError: If train, test and validation differ in their names, row shapes or
@@ -64,6 +68,7 @@ class Task:
     metrics: Metrics
     set_metrics: Mapping[str, SetMetric] = dataclasses.field(default_factory=dict)
     validation: dict[str, np.ndarray] | None = None
+    narrow: Callable[..., "Task"] | None = None
 
     def __post_init__(self) -> None:
         """Check that all hold examples of one kind."""
@@ -71,6 +76,33 @@ class Task:
         for name in ("test", "validation"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, self._checked(name))
+
+    def at_width(
+        self, width: float | tuple[float, ...], *, scaled: bool = False
+    ) -> "Task":
+        """Return the task with a share of the units of the model's hidden layers.
+
+        Args:
+            width: The share, in (0, 1]; 1 gives the task itself. Where the model can
+                (``fad.models.narrow``), a tuple of one for each hidden layer.
+            scaled: Whether the loss has the hidden outputs divided by the width
+                (HeteroFL's scaler), so that narrow layers answer as loudly as whole
+                ones.
+
+        Returns:
+            The task with another ``init``, ``loss`` and ``metrics``, and the same data.
+
+        Raises:
+            DataError: The width is not in (0, 1], or there is one model only.
+
+        Example:
+            >>> from fad.experiment import DataConfig, ModelConfig, make_task
+            >>> task = make_task(DataConfig(clients=10), ModelConfig(hidden=(16,)))
+            >>> params = task.at_width(0.5).init(jax.random.key(0))
+            >>> params["Dense_0"]["kernel"].shape
+            (64, 8)
+        """
+        return narrowed("Task", self, width, scaled)
 
     def _checked(self, name: str) -> dict[str, np.ndarray]:
         """Return the server's examples of a name, which must be as those of train."""
@@ -85,6 +117,27 @@ class Task:
             )
         check_values(name, Federated(held, np.array([0, rows])))
         return held
+
+
+def narrowed(call: str, task: Any, width: Any, scaled: bool) -> Any:
+    """Return a task at a width, or at one for each hidden layer.
+
+    Raises:
+        DataError: The width is not in (0, 1], or the task has one model only.
+    """
+    where = f"fad.data.{call}.at_width(width={width!r})"
+    shares = width if isinstance(width, tuple) else (width,)
+    real = bool(shares) and all(isinstance(share, numbers.Real) for share in shares)
+    if not real or not all(0 < share <= 1 for share in shares):
+        raise DataError(f"{where}: expected the share of units to keep, in (0, 1].")
+    if all(share == 1 for share in shares):
+        return task
+    if task.narrow is None:
+        raise DataError(
+            f"{where}: the task {task.name!r} has one model only. Make it with "
+            "narrow=, a function from a width to the task of a narrower model."
+        )
+    return task.narrow(width, scaled=True) if scaled else task.narrow(width)
 
 
 def _row(examples: dict[str, np.ndarray]) -> dict[str, str]:

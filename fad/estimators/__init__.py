@@ -5,6 +5,7 @@ from fad.estimators._aid import aid as aid
 from fad.estimators._bilevel import Bilevel as Bilevel
 from fad.estimators._bilevel import Client as Client
 from fad.estimators._bilevel import Split as Split
+from fad.estimators._bilevel import client_of as client_of
 from fad.estimators._bilevel import cohort_at as cohort_at
 from fad.estimators._bilevel import round_means as round_means
 from fad.estimators._bilevel_record import BilevelEstimate as BilevelEstimate

@@ -66,6 +66,18 @@ class Client:
     split: Split
     key: jax.Array | None
 
+    @property
+    def weights(self) -> tuple[jax.Array, jax.Array]:
+        """How it counts in means of the lower and of the upper level, ``[]`` float32.
+
+        It is 0 where the client has no real rows of the level.
+        """
+        lower, upper = (
+            _client(batches, None, self.problem.weighting).weight
+            for batches in self.split
+        )
+        return lower, upper
+
     def f(self, x: Any, y: Any) -> jax.Array:
         """Return ``f_i(x, y)``."""
         return self._mean(self.problem.upper, x, y, self.split.upper)
@@ -105,6 +117,31 @@ class Client:
         return evaluate(y, batches, loss=at_y, key=self.key)[0]
 
 
+def client_of(problem: Bilevel, split: Split, key: jax.Array | None) -> Client:
+    """Return a client in a round, as ``round_means`` gives it to its ``work``.
+
+    Args:
+        problem: The problem.
+        split: The client's examples, with anything in the padding.
+        key: The round's key, for random losses, or None.
+
+    Returns:
+        The client, with its own key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, fad
+        >>> data = fad.data.Quadratics.random(4, lower_size=3, upper_size=2, seed=0)
+        >>> problem, cohorts = fad.data.quadratic_problem(data)
+        >>> first = jax.tree.map(lambda a: a[0, 0], cohorts.unsafe_gather())
+        >>> client = fad.estimators.client_of(problem, first, None)
+        >>> client.g_y(jnp.ones(2), jnp.ones(3)).shape
+        (3,)
+    """
+    lower, upper = (_client(b, key, problem.weighting) for b in split)
+    clean = Split(lower.batches, upper.batches)
+    return Client(problem, clean, lower.key if problem.random else None)
+
+
 def round_means(
     problem: Bilevel,
     work: Callable[[Client], tuple[Any, Any]],
@@ -141,12 +178,10 @@ def round_means(
     @program
     def round(cohort: AtClients[Split]) -> tuple[Any, Any]:
         def at_client(split: Split) -> tuple[Any, Any]:
-            lower, upper = (_client(b, key, problem.weighting) for b in split)
-            clean = Split(lower.batches, upper.batches)
-            return work(Client(problem, clean, lower.key if problem.random else None))
+            return work(client_of(problem, split, key))
 
-        def weigh(split: Split) -> tuple[jax.Array, ...]:
-            return tuple(_client(b, None, problem.weighting).weight for b in split)
+        def weigh(split: Split) -> tuple[jax.Array, jax.Array]:
+            return Client(problem, split, None).weights
 
         # Of the data alone: their sums wait for nothing that the server sends.
         parts, weights = fad_map(at_client, cohort), fad_map(weigh, cohort)

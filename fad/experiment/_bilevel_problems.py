@@ -92,7 +92,7 @@ def imbalance(net: Network, config: BilevelConfig, counts: np.ndarray) -> Parts:
     balance = counts.sum() / (len(counts) * np.maximum(counts, 1))
 
     def lower(x: Any, y: Any, examples: Any, *key: jax.Array) -> jax.Array:
-        logits = net.outputs(y, examples, *key)
+        logits = net.training(y, examples, *key)
         logits = logits * jax.nn.sigmoid(x["dy"])[None] + x["ly"][None]
         return _of_logits(logits, examples)
 
@@ -180,7 +180,7 @@ def _problem(net: Network, config: BilevelConfig, upper: Any, lower: Any) -> Bil
 def _cross_entropy(
     net: Network, params: Any, examples: Any, *key: jax.Array
 ) -> jax.Array:
-    return _of_logits(net.outputs(params, examples, *key), examples)
+    return _of_logits(net.training(params, examples, *key), examples)
 
 
 def _of_logits(logits: jax.Array, examples: Any) -> jax.Array:

@@ -22,6 +22,8 @@ def cohort_options(experiment: Experiment, num_clients: int) -> dict[str, Any]:
         "replace": experiment.replace,
         "max_examples": experiment.max_examples,
         "available": available,
+        "tiers": experiment.tiers,
+        "tiers_by": experiment.tiers_by,
         **({} if bilevel is None else bilevel.cohort_options()),
     }
 

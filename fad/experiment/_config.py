@@ -31,6 +31,9 @@ class Experiment(Generic[A]):
         sampling: Clients are drawn ``uniform`` or by ``size``.
         replace: Whether a client may stand in a cohort more than once.
         availability: The probability that a client can be reached in a round.
+        tiers: Equal parts of the cohort, each of clients with a width of their own.
+        tiers_by: A ``client`` always stands in the same tier, its number modulo tiers;
+            or clients are shuffled in every ``round``.
         batch_size: Examples per local step.
         epochs: Local passes over a client's examples.
         max_examples: At most so many examples of a client in a pass; without it, all.
@@ -53,6 +56,8 @@ class Experiment(Generic[A]):
     sampling: Literal["uniform", "size"] = "uniform"
     replace: bool = False
     availability: float = 1.0
+    tiers: int = 1
+    tiers_by: Literal["client", "round"] = "client"
     batch_size: int
     epochs: int
     max_examples: int | None = None
@@ -71,7 +76,8 @@ class Experiment(Generic[A]):
             )
         at_least(self, 0, "seed")
         at_least(self, 1, "rounds", "eval_every", "checkpoint_every")
-        at_least(self, 1, "cohort", "batch_size", "epochs")
+        at_least(self, 1, "cohort", "batch_size", "epochs", "tiers")
+        self._check_tiers()
         for table in ("algorithm", "bilevel"):
             weighting = getattr(getattr(self, table), "weighting", None)
             if self.sampling == "size" and weighting == "examples":
@@ -88,6 +94,20 @@ class Experiment(Generic[A]):
             raise ValueError(
                 f"cohort must be <= data.clients, got cohort = {self.cohort} and "
                 f"data.clients = {self.data.clients}"
+            )
+
+    def _check_tiers(self) -> None:
+        """Refuse tiers that do not divide the cohort, or are not one per width."""
+        if self.cohort % self.tiers:
+            raise ValueError(
+                f"cohort must be a multiple of tiers, got cohort = {self.cohort} and "
+                f"tiers = {self.tiers}"
+            )
+        widths = getattr(self.algorithm, "widths", None)
+        if isinstance(widths, tuple) and len(widths) != self.tiers:
+            raise ValueError(
+                f"algorithm.widths has {len(widths)} widths, one for each tier, and "
+                f"tiers = {self.tiers}: set tiers = {len(widths)}"
             )
 
 

@@ -13,6 +13,8 @@ from fad.experiment._lazy import require
 from fad.experiment._sets import Examples, Source
 from fad.experiment._task_config import DataConfig, ModelConfig
 
+Width = float | tuple[float, ...]  # of all hidden layers, or of each
+
 
 class Network(NamedTuple):
     """A model.
@@ -22,25 +24,55 @@ class Network(NamedTuple):
         outputs: ``outputs(params, examples) -> [batch, *]``; with a key as third
             argument there is dropout, where the model has it.
         random: Whether the model has dropout.
+        training: ``outputs`` for losses, where a narrow model's may be scaled.
     """
 
     init: Callable[[jax.Array], Any]
     outputs: Callable[..., jax.Array]
     random: bool
+    training: Callable[..., jax.Array]
 
 
 def network(
-    source: Source, data: DataConfig, model: ModelConfig, train: Federated
+    source: Source,
+    data: DataConfig,
+    model: ModelConfig,
+    train: Federated,
+    *,
+    width: Width = 1.0,
+    scaled: bool = False,
 ) -> Network:
-    """Return the model of a configuration, for examples like those of ``train``."""
+    """Return the model of a configuration, for examples like those of ``train``.
+
+    Args:
+        source: The set.
+        data: Its configuration.
+        model: The model's.
+        train: The clients' examples.
+        width: The share of hidden layers' units that the model has.
+        scaled: Whether hidden outputs are divided by the width in training.
+    """
     options = model.options()
     if model.name == "char_transformer":
         options["length"] = data.length
-    net = require("fad.models").make(model.name, classes=source.outputs, **options)
+    models = require("fad.models")
+    net = models.make(model.name, classes=source.outputs, **options)
     row = train.examples["x"][:1]
+    if width != 1:
+        trained = models.narrow(net, width, scaled=scaled)
+        net = models.narrow(net, width)
+    else:
+        trained = net
 
     def init(key: jax.Array) -> Any:
         return net.init(key, _features(row, source))["params"]
+
+    dropout = getattr(net, "dropout", 0) > 0
+    return Network(init, _outputs(net, source), dropout, _outputs(trained, source))
+
+
+def _outputs(net: Any, source: Source) -> Callable[..., jax.Array]:
+    """Return what a model gives for examples, as a function of its parameters."""
 
     def outputs(params: Any, examples: dict[str, Any], *key: jax.Array) -> jax.Array:
         mask = [examples["real"]] if "real" in examples else []
@@ -48,7 +80,7 @@ def network(
         x = _features(examples["x"], source)
         return net.apply({"params": params}, x, *mask, **rngs)
 
-    return Network(init, outputs, getattr(net, "dropout", 0) > 0)
+    return outputs
 
 
 def for_model(model: ModelConfig, clients: Federated) -> Federated:

@@ -12,7 +12,7 @@ from fad import data as fad_data
 from fad.data._task import SetMetric
 from fad.experiment._clients import clients_and_held_out
 from fad.experiment._lazy import require
-from fad.experiment._network import for_model, network, rows_for
+from fad.experiment._network import Width, for_model, network, rows_for
 from fad.experiment._sets import Source, read
 from fad.experiment._step import EVAL_BATCH
 from fad.experiment._task_config import DataConfig, ModelConfig
@@ -32,7 +32,8 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
         classes have the metric ``auc`` over all test examples too; real values have
         ``loss``, half the squared error, alone. With static batch norm the examples
         have ``real: [batch]`` too, False on padding, which its statistics leave out;
-        the test's are those of batches of up to 512.
+        the test's are those of batches of up to 512. At a smaller width it has
+        ``fad.models.narrow`` of the model; ``scaled`` is for its loss alone.
 
     Raises:
         ConfigError: The set or the model does not fit the other options.
@@ -48,24 +49,30 @@ def make_task(data: DataConfig, model: ModelConfig) -> fad_data.Task:
     train, test, validation = clients_and_held_out(source, data)
     train, test = for_model(model, train), rows_for(model, test)
     validation = None if validation is None else rows_for(model, validation)
-    net = network(source, data, model, train)
+    judge = _METRICS[source.kind]
 
-    def metrics(params: Any, examples: dict[str, Any]) -> dict[str, jax.Array]:
-        return _METRICS[source.kind](net.outputs(params, examples), examples["y"])
+    def at(width: Width, *, scaled: bool = False) -> fad_data.Task:
+        net = network(source, data, model, train, width=width, scaled=scaled)
 
-    def loss(params: Any, examples: dict[str, Any]) -> jax.Array:
-        return metrics(params, examples)["loss"]
+        def metrics(params: Any, examples: dict[str, Any]) -> dict[str, jax.Array]:
+            return judge(net.outputs(params, examples), examples["y"])
 
-    return fad_data.Task(
-        name=f"{data.set}-{model.name}",
-        train=train,
-        test=test,
-        validation=validation,
-        init=net.init,
-        loss=loss,
-        metrics=metrics,
-        set_metrics={"auc": _auc(net.outputs)} if _two_classes(source) else {},
-    )
+        def loss(params: Any, examples: dict[str, Any]) -> jax.Array:
+            return judge(net.training(params, examples), examples["y"])["loss"]
+
+        return fad_data.Task(
+            name=f"{data.set}-{model.name}",
+            train=train,
+            test=test,
+            validation=validation,
+            init=net.init,
+            loss=loss,
+            metrics=metrics,
+            set_metrics={"auc": _auc(net.outputs)} if _two_classes(source) else {},
+            narrow=functools.cache(at) if width == 1 else None,
+        )
+
+    return at(1.0)
 
 
 def class_metrics(logits: jax.Array, y: jax.Array) -> dict[str, jax.Array]:

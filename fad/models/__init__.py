@@ -12,5 +12,6 @@ from fad.models._make import MODELS as MODELS
 from fad.models._make import make as make
 from fad.models._mlp import FedNestMlp as FedNestMlp
 from fad.models._mlp import Mlp as Mlp
+from fad.models._narrow import narrow as narrow
 from fad.models._resnet import ResNet18 as ResNet18
 from fad.models._transformer import CharTransformer as CharTransformer

@@ -28,6 +28,24 @@ def counts(model: str, **options: Any) -> None:
             )
 
 
+def layer_widths(model: str, width: Any, multiples: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the widths of a model's layers: one each, or multiples of one int.
+
+    Raises:
+        ConfigError: The width is no positive int, nor a tuple of one for each layer.
+    """
+    if not isinstance(width, tuple | list):
+        positive(model, width=width)
+        return tuple(width * multiple for multiple in multiples)
+    counts(model, width=width)
+    if len(width) != len(multiples):
+        raise ConfigError(
+            f"fad.models.{model}(width=...): expected a positive int, or a tuple of "
+            f"{len(multiples)}, one for each layer; got {width!r}."
+        )
+    return tuple(width)
+
+
 def rows(model: str, x: jax.Array) -> None:
     """Raise a FadError unless ``x`` is a batch of real numbers."""
     if jnp.ndim(x) < 1 or not _real(x):

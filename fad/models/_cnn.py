@@ -4,7 +4,10 @@ import flax.linen as nn
 import jax
 
 from fad.local.layers import Conv, max_pool
-from fad.models._checks import images, positive
+from fad.models._checks import images, layer_widths, positive
+from fad.models._scaler import check_scale, scaler
+
+_FEDAVG = (1, 2, 16)  # The layers' sizes, in multiples of the first.
 
 
 class FedAvgCnn(nn.Module):
@@ -17,7 +20,9 @@ class FedAvgCnn(nn.Module):
 
     Attributes:
         classes: Number of classes.
-        width: Channels of the first layer, 32 in the paper.
+        width: Channels of the first layer, 32 in the paper; or a size for each of the
+            three hidden layers.
+        scale: What the hidden layers' outputs are divided by, before the ReLU.
 
     Raises:
         ConfigError: A number is not positive.
@@ -35,22 +40,31 @@ class FedAvgCnn(nn.Module):
     """
 
     classes: int
-    width: int = 32
+    width: int | tuple[int, int, int] = 32
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the options."""
-        positive("FedAvgCnn", classes=self.classes, width=self.width)
+        positive("FedAvgCnn", classes=self.classes)
+        layer_widths("FedAvgCnn", self.width, _FEDAVG)
+        check_scale("FedAvgCnn", self.scale)
         super().__post_init__()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The sizes of the three hidden layers."""
+        return layer_widths("FedAvgCnn", self.width, _FEDAVG)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Return the logits."""
         images("FedAvgCnn", x)
-        for channels in (self.width, 2 * self.width):
-            x = nn.relu(Conv(channels, (5, 5))(x))
+        *channels, features = self.widths
+        for width in channels:
+            x = nn.relu(scaler(Conv(width, (5, 5))(x), self.scale))
             x = max_pool(x, (2, 2), (2, 2))
-        x = nn.relu(nn.Dense(16 * self.width)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.classes)(x)
+        x = nn.Dense(features)(x.reshape(x.shape[0], -1))
+        return nn.Dense(self.classes)(nn.relu(scaler(x, self.scale)))
 
 
 class FedSepCnn(nn.Module):
@@ -69,6 +83,7 @@ class FedSepCnn(nn.Module):
     Attributes:
         classes: Number of classes.
         width: Channels of every convolution.
+        scale: What the hidden layers' outputs are divided by, before the ReLU.
 
     Raises:
         ConfigError: A number is not positive.
@@ -87,10 +102,12 @@ class FedSepCnn(nn.Module):
 
     classes: int
     width: int = 32
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the options."""
         positive("FedSepCnn", classes=self.classes, width=self.width)
+        check_scale("FedSepCnn", self.scale)
         super().__post_init__()
 
     @nn.compact
@@ -99,5 +116,5 @@ class FedSepCnn(nn.Module):
         images("FedSepCnn", x)
         for size, stride in ((3, 2), (3, 2), (3, 2), (2, 1)):
             layer = Conv(self.width, (size, size), strides=stride, padding="VALID")
-            x = nn.relu(layer(x))
+            x = nn.relu(scaler(layer(x), self.scale))
         return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))

@@ -5,6 +5,7 @@ import jax
 
 from fad._errors import ConfigError
 from fad.models._checks import counts, positive, rows
+from fad.models._scaler import check_scale, scaler
 
 # Uniform below 1 / sqrt(fan in), the default of the code that FedNest comes with.
 _UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -19,6 +20,7 @@ class Mlp(nn.Module):
     Attributes:
         hidden: Widths of the ReLU layers; none makes logistic regression.
         classes: Number of classes.
+        scale: What the hidden layers' outputs are divided by, before the ReLU.
 
     Raises:
         ConfigError: A number is not positive.
@@ -34,11 +36,13 @@ class Mlp(nn.Module):
 
     hidden: tuple[int, ...]
     classes: int
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the options."""
         counts("Mlp", hidden=self.hidden)
         positive("Mlp", classes=self.classes)
+        check_scale("Mlp", self.scale)
         super().__post_init__()
 
     @nn.compact
@@ -47,7 +51,7 @@ class Mlp(nn.Module):
         rows("Mlp", x)
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
-            x = nn.relu(nn.Dense(width)(x))
+            x = nn.relu(scaler(nn.Dense(width)(x), self.scale))
         return nn.Dense(self.classes)(x)
 
 

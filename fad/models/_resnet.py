@@ -7,7 +7,7 @@ import jax
 
 from fad._errors import ConfigError
 from fad.local.layers import Conv, StaticBatchNorm
-from fad.models._checks import counts, images, positive
+from fad.models._checks import counts, images, layer_widths, positive
 
 Norm = Literal["group", "static_batch"]
 
@@ -32,7 +32,7 @@ class ResNet18(nn.Module):
     Attributes:
         classes: Number of classes.
         norm: ``"group"`` or ``"static_batch"``.
-        width: Channels of the first stage, 64 in the papers.
+        width: Channels of the first stage, 64 in the papers; or those of each stage.
         blocks: Blocks of each stage; other ones make a shorter or a longer network.
 
     Raises:
@@ -54,34 +54,41 @@ class ResNet18(nn.Module):
 
     classes: int
     norm: Norm = "group"
-    width: int = 64
+    width: int | tuple[int, ...] = 64
     blocks: tuple[int, ...] = (2, 2, 2, 2)
 
     def __post_init__(self) -> None:
         """Check the options."""
-        positive("ResNet18", classes=self.classes, width=self.width)
+        positive("ResNet18", classes=self.classes)
         counts("ResNet18", blocks=self.blocks)
         if self.norm not in get_args(Norm):
             raise ConfigError(
                 f"fad.models.ResNet18(norm=...): expected one of "
                 f"{', '.join(map(repr, get_args(Norm)))}; got {self.norm!r}."
             )
-        if self.norm == "group" and self.width % 2:
+        if self.norm == "group" and any(width % 2 for width in self.widths):
             raise ConfigError(
                 f"fad.models.ResNet18(width=...): expected an even int, for two groups "
                 f"of channels; got {self.width}."
             )
         super().__post_init__()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each stage."""
+        doubled = tuple(2**stage for stage in range(len(self.blocks)))
+        return layer_widths("ResNet18", self.width, doubled)
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Return the logits; rows off the ``mask`` count in no statistics."""
         images("ResNet18", x)
-        x = _conv(self.width)(x)
+        widths = self.widths
+        x = _conv(widths[0])(x)
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
-                x = _Block(self.width * 2**stage, strides, self.norm)(x, mask)
+                x = _Block(widths[stage], strides, self.norm)(x, mask)
         x = nn.relu(_norm(self.norm, x, mask)).mean((1, 2))
         return nn.Dense(self.classes)(x)
 

@@ -55,6 +55,19 @@ def test_its_cohorts_are_what_estimators_take(getkey):
     np.testing.assert_allclose(found.hypergradient, [-4, -4], rtol=1e-6)
 
 
+def test_a_width_asks_for_a_narrower_model():
+    small = make()
+    task = make(narrow=lambda width: small)
+    assert task.at_width(1) is task
+    assert task.at_width(0.5) is small
+    match = r"BilevelTask\.at_width\(width=0\.5\): the task 'ones' has one model only"
+    with pytest.raises(ValueError, match=match):
+        small.at_width(0.5)
+    match = r"BilevelTask\.at_width\(width=2\): expected the share of units"
+    with pytest.raises(ValueError, match=match):
+        task.at_width(2)
+
+
 def test_levels_may_hold_other_arrays():
     extra = clients(0, 2, 4, x=X, id=np.arange(4, dtype=np.int32))
     assert set(make(lower=extra).lower.examples) == {"x", "id"}

@@ -78,6 +78,7 @@ def plain(x, y0, clients, rounds, steps, last):
 RUNS = [(0, 5, 0), (4, 5, 4), (4, 5, 1), (4, 0, 4)]  # rounds, steps, last
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("rounds", "steps", "last"), RUNS)
 @pytest.mark.parametrize("clients", [1, 5])
 def test_fedavg_hypergradient_is_that_of_fad_and_of_jax(
@@ -109,6 +110,7 @@ def test_modes_of_fad_give_the_exact_hypergradient(data, x, y0, x64):
         np.testing.assert_allclose(gradient, exact, rtol=1e-10)
 
 
+@pytest.mark.once
 def test_losses_have_the_right_derivatives(data, x, y0, x64):
     client = Quadratic(*(jnp.asarray(array[0]) for array in data.clients))
     for loss in (client.lower, client.upper):

@@ -9,6 +9,8 @@ import pytest
 import fad
 from fad.data import Federated
 
+pytestmark = pytest.mark.once
+
 SIZES, BATCH, EPOCHS, LR = (0, 1, 7, 1000), 16, 2, 0.05
 CLASSES, FEATURES = 5, 6
 

@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,27 @@ def test_refuses_an_empty_test_set():
     match = r"Task\(test=\.\.\.\): expected arrays \[N, \*\] that share one N"
     with pytest.raises(ValueError, match=match):
         make({"x": X[:0]})
+
+
+def test_a_width_asks_for_a_narrower_model():
+    small = make({"x": X})
+    task = make({"x": X}, narrow=lambda width, **options: (small, width, options))
+    assert task.at_width(1) is task
+    assert task.at_width(0.5) == (small, 0.5, {})
+    assert task.at_width(0.5, scaled=True) == (small, 0.5, {"scaled": True})
+
+
+def test_refuses_a_width():
+    task = make({"x": X})
+    assert task.at_width(1.0) is task
+    match = r"Task\.at_width\(width=0\.5\): the task 'ones' has one model only\. Mak"
+    with pytest.raises(ValueError, match=match):
+        task.at_width(0.5)
+    widths: Any = (0, -0.5, 1.5, float("nan"), (), (1.0, 2.0), "half")
+    for width in widths:
+        match = re.escape(f"Task.at_width(width={width!r}): expected the share of uni")
+        with pytest.raises(ValueError, match=match):
+            task.at_width(width)
 
 
 def test_holds_validation_examples_of_the_same_kind():

@@ -11,7 +11,7 @@ import fad
 from tests.estimators.bilevel_truth import LR, X, Y, make_data, run
 
 E: Any = fad.estimators
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.once]
 
 
 @pytest.fixture

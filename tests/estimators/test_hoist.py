@@ -83,6 +83,7 @@ ESTIMATORS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "weighting"),
     [
@@ -176,6 +177,7 @@ def test_what_is_of_a_batch_and_not_of_its_rows_is_not_kept():
     assert [v.shape[-1] for v in kept.lower.examples.values] == [WIDTH]
 
 
+@pytest.mark.once
 def test_keys_of_the_old_kind():
     problem, key = make_problem(random=True), jax.random.PRNGKey(1)
     plain, kept = (

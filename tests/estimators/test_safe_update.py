@@ -11,6 +11,8 @@ import pytest
 import fad
 from fad.estimators import InnerRunDiverged, es, forward, pes, reverse, safe_update
 
+pytestmark = pytest.mark.once
+
 PAIRS = 2
 
 

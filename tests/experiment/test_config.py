@@ -8,6 +8,7 @@ import pytest
 
 from fad import ConfigError
 from fad.experiment import DataConfig, Experiment, _toml, dump, load
+from fad.experiment._cohorts import cohort_options
 from tests.experiment.fakes import ALGORITHMS, TOML, Config, experiment
 
 
@@ -253,6 +254,18 @@ def replaced(old: str, new: str) -> str:
             replaced("cohort = 2", "cohort = 2\nmax_examples = 0"),
             "x.toml: max_examples must be >= 1, got 0",
         ),
+        (
+            replaced("cohort = 2", "cohort = 2\ntiers = 0"),
+            "x.toml: tiers must be >= 1, got 0",
+        ),
+        (
+            replaced("cohort = 2", "cohort = 3\ntiers = 2"),
+            "x.toml: cohort must be a multiple of tiers, got cohort = 3 and tiers = 2",
+        ),
+        (
+            replaced("cohort = 2", 'cohort = 2\ntiers_by = "rounds"'),
+            "x.toml: tiers_by: must be one of 'client', 'round'; got 'rounds'. Did you",
+        ),
     ],
 )
 def test_message(tmp_path, text, message):
@@ -266,6 +279,31 @@ def test_chunk(tmp_path, line, chunk):
     loaded = load_text(tmp_path, line + TOML)
     assert loaded == experiment(chunk=chunk)
     assert load_text(tmp_path, dump(loaded)) == loaded
+
+
+def test_tiers_reach_the_cohorts(tmp_path):
+    text = replaced("cohort = 2", 'cohort = 2\ntiers = 2\ntiers_by = "round"')
+    loaded = load_text(tmp_path, text)
+    assert load_text(tmp_path, dump(loaded)) == loaded
+    options = cohort_options(loaded, 4)
+    assert (options["tiers"], options["tiers_by"]) == (2, "round")
+    plain = cohort_options(experiment(), 4)
+    assert (plain["tiers"], plain["tiers_by"]) == (1, "client")
+
+
+def test_an_algorithm_with_widths_has_a_tier_for_each():
+    @dataclasses.dataclass(frozen=True)
+    class Widths:
+        widths: tuple[float, ...] = (1.0, 0.5)
+
+    algorithm: Any = Widths()
+    assert experiment(algorithm=algorithm, tiers=2).tiers == 2
+    match = (
+        r"algorithm\.widths has 2 widths, one for each tier, and tiers = 1: set "
+        r"tiers = 2"
+    )
+    with pytest.raises(ValueError, match=match):
+        experiment(algorithm=algorithm)
 
 
 @pytest.mark.parametrize(

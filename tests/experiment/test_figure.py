@@ -9,6 +9,8 @@ from fad.experiment import JsonlWriter, plot_run
 from fad.experiment._figure import Curve, plot
 from fad.experiment._labels import _spread
 
+pytestmark = pytest.mark.once
+
 
 def rows(slope, *, trace=None, last=10):
     made = []

@@ -122,6 +122,31 @@ def test_options_reach_the_model(name, options, expected):
             r"ResNet18\(blocks=...\): expected a tuple of positive ints; got \(2, 0\)",
         ),
         (
+            lambda: models.ResNet18(3, width=(2, 4, 5, 8)),
+            r"ResNet18\(width=...\): expected an even int.*got \(2, 4, 5, 8\)",
+        ),
+        (
+            lambda: models.FedAvgCnn(3, width=(2, 4)),  # pyright: ignore[reportArgumentType]
+            r"FedAvgCnn\(width=...\): expected a positive int, or a tuple of 3, one "
+            r"for each layer; got \(2, 4\)",
+        ),
+        (
+            lambda: models.FedAvgCnn(3, width=(2, 4, 0)),
+            r"FedAvgCnn\(width=...\): expected a tuple of positive ints; got \(2, 4, 0",
+        ),
+        (
+            lambda: models.Mlp((3,), 2, scale=0.0),
+            r"Mlp\(scale=...\): expected a finite number above 0; got 0.0",
+        ),
+        (
+            lambda: models.FedAvgCnn(2, scale=float("inf")),
+            r"FedAvgCnn\(scale=...\): expected a finite number above 0; got inf",
+        ),
+        (
+            lambda: models.FedSepCnn(2, scale=float("nan")),
+            r"FedSepCnn\(scale=...\): expected a finite number above 0; got nan",
+        ),
+        (
             lambda: models.CharTransformer(3, width=10),
             r"CharTransformer\(width=..., heads=...\): expected a width that the heads "
             r"divide; got 10 and 4",

@@ -76,6 +76,7 @@ def test_dropout_needs_a_key():
     assert (trained != 1_000).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["resnet", "resnet_static"])
 def test_what_an_image_depends_on(name):
     subject = SUBJECTS[name]
@@ -92,6 +93,7 @@ def test_what_an_image_depends_on(name):
     assert change(jnp.arange(4) < 3) < 1e-5
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["char_lstm", "char_transformer"])
 def test_a_character_depends_on_those_before_alone(name):
     subject = SUBJECTS[name]
@@ -108,6 +110,7 @@ def test_a_character_depends_on_those_before_alone(name):
     assert jnp.abs(logits[0, -1] - logits[1, -1]).max() > 1e-6
 
 
+@pytest.mark.once
 def test_the_forget_gate_starts_open():
     started: Any = models.CharLstm(2, width=3).init(jax.random.key(0), jnp.array([[0]]))
     for layer in ("_Lstm_0", "_Lstm_1"):
@@ -115,6 +118,7 @@ def test_the_forget_gate_starts_open():
         assert bias.tolist() == [0] * 3 + [1] * 3 + [0] * 6
 
 
+@pytest.mark.once
 def test_an_lstm_is_flaxs():
     import flax.linen as nn
 
