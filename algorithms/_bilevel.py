@@ -104,6 +104,19 @@ def each_batch(
     return jax.lax.scan(one, carry, numbers)[0]
 
 
+def walk(
+    client: Client, oracle: Oracle, z: Variables, lrs: Variables
+) -> tuple[Variables, Variables]:
+    """Return where a client's local steps from z end, and the sum of its directions."""
+
+    def step(carry, own, share):
+        z, sums = carry
+        d = oracle(own, z, share)
+        return move(z, d, lrs), add(sums, d)
+
+    return each_batch(client, step, (z, times(0, z)))
+
+
 class Round(NamedTuple):
     """Means over the clients of one round."""
 
@@ -140,12 +153,7 @@ def local_steps(
     """
 
     def work(client):
-        def step(carry, own, share):
-            z, sums = carry
-            d = oracle(own, z, share)
-            return move(z, d, lrs), add(sums, d)
-
-        _, sums = each_batch(client, step, (z, times(0, z)))
+        _, sums = walk(client, oracle, z, lrs)
         steps = steps_of(client)
         if normalise:
             sums = times(1 / jnp.maximum(steps, 1), sums)

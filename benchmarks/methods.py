@@ -38,7 +38,8 @@ methods` writes this page, and a test compares it with the code.
   **within**: what it must hold from one round of a step to a later one.
 - **the server sees**: `sums` where every client value goes into a sum over clients,
   which a secure sum could hide; otherwise what of a single client it has to see, for
-  which `fad.check` wants a permission by name."""
+  which `fad.check` wants a permission by name. Clients of other widths differ in bytes:
+  those here are the mean over the cohort."""
 
 
 class Method(NamedTuple):
@@ -49,11 +50,13 @@ class Method(NamedTuple):
     options: Mapping[str, Any]
     source: str
     cohort: int = 10
+    tiers: int = 1
 
 
 def _algorithm(label: str, source: str, **options: Any) -> Method:
     name = options.pop("name", label.lower().replace("-", ""))
-    return Method(label, name, options, source, options.pop("cohort", 10))
+    places = options.pop("cohort", 10), options.pop("tiers", 1)
+    return Method(label, name, options, source, *places)
 
 
 def _aggregator(text: str, source: str) -> Method:
@@ -74,6 +77,14 @@ METHODS = (
     _algorithm("Ditto", "Li et al. 2021"),
     _algorithm("AFL", "Mohri et al. 2019"),
     _algorithm("q-FFL", "Li et al. 2020", name="qffl"),
+)
+_TIERS: Mapping[str, Any] = {"cohort": 12, "tiers": 3}  # of widths 1, 1/2 and 1/4
+SUBMODELS = (
+    _algorithm("HeteroFL", "Diao et al. 2021", **_TIERS),
+    _algorithm("FedRolex", "Alam et al. 2022", **_TIERS),
+    _algorithm(
+        "Federated Dropout", "Caldas et al. 2018", name="federated_dropout", **_TIERS
+    ),
 )
 AGGREGATORS = (
     _aggregator("geometric_median()", "Pillutla et al. 2022"),
@@ -111,7 +122,11 @@ def page() -> str:
     """Return the text of the page."""
     columns = {name: name for name in ("method", "rounds", "down", "up")}
     columns |= {name: name for name in ("keeps", "within", "the server sees", "source")}
-    sections = {"Algorithms": METHODS, "Aggregators, in FedAvg": AGGREGATORS}
+    sections = {
+        "Algorithms": METHODS,
+        "Sub-models, clients of widths 1, 1/2 and 1/4": SUBMODELS,
+        "Aggregators, in FedAvg": AGGREGATORS,
+    }
     parts = ["# What the classical methods cost and reveal"]
     lines = {name: [line(m) for m in methods] for name, methods in sections.items()}
     parts.append(ABOUT.replace("{model}", f"{_MODEL:,}"))
@@ -151,6 +166,7 @@ def _traced(method: Method) -> tuple[Any, tuple[Any, ...], int]:
 
     config = ALGORITHMS[method.algorithm].Config(**method.options)
     values = {**BASE, "cohort": method.cohort, "algorithm": config}
+    values |= {"tiers": method.tiers}
     values |= {
         "data": DataConfig(**BASE["data"]),
         "model": ModelConfig(**BASE["model"]),
@@ -166,12 +182,16 @@ def _traced(method: Method) -> tuple[Any, tuple[Any, ...], int]:
 
 def _seen(step: Any, args: tuple[Any, ...]) -> str:
     """Say what the server sees besides sums."""
-    report = fad.check(step, allow=("decode", "unsafe_gather"))(*args)
+    report = fad.check(step, allow=("decode", "keys", "unsafe_gather"))(*args)
     kinds = {a.kind for a in report.allowed}
+    if "keys" in kinds:
+        return "each client's labels and weight"
     if "unsafe_gather" in kinds:
         return "each client's update"
     if "decode" in kinds:
         codes = {a.type for a in report.allowed}
+        if codes == {"f32[]"}:
+            return "each client's weight"
         return f"each client's code, {', '.join(sorted(codes))}"
     return "sums"
 
