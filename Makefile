@@ -6,8 +6,8 @@ JOBS ?= 2
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 TOOLS := $(VENV)/.tools
-# Twice quiet: errors alone.
-PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check
+# Twice quiet: errors alone. Python compiles what it imports, which is the smaller part.
+PIP_INSTALL := $(PY) -m pip install -qq --no-compile --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

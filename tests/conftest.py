@@ -1,11 +1,13 @@
 """What holds in every test: strict JAX, eight virtual devices, seeded keys."""
 
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -18,6 +20,22 @@ jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__[:2] == (0, 10):
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile a program once for all workers, which inherit the folder's name."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(
+            prefix="fad-programs-", ignore_cleanup_errors=True
+        )
+        config.add_cleanup(folder.cleanup)
+        patch = pytest.MonkeyPatch()
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder.name)
+        config.add_cleanup(patch.undo)
+    folder_name = os.environ["JAX_COMPILATION_CACHE_DIR"]
+    jax.config.update("jax_compilation_cache_dir", folder_name)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class GetKey:
@@ -64,9 +82,19 @@ def quick() -> bool:
 
 @pytest.fixture(autouse=True)
 def _optimisations(quick: bool | None) -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", bool(quick))
+    if quick:
+        yield
+        return
+    _compile_for_use(True)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    _compile_for_use(False)
+
+
+def _compile_for_use(on: bool) -> None:
+    """Optimise, and compile each program rather than read it from the folder."""
+    jax.config.update("jax_disable_most_optimizations", not on)
+    jax.config.update("jax_enable_compilation_cache", not on)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from fad.aggregators._features import size
 from fad.aggregators._vector import ravel
 from tests.aggregators.runs import close, double, one_step, saturated
 
+pytestmark = pytest.mark.once
+
 CLIENTS = 5
 BOTH = pytest.mark.parametrize("make", [learned, learned_optimizer])
 

@@ -102,6 +102,7 @@ def test_adaptive_clip_equals_numpy():
         assert done.metrics[t] == pytest.approx(shown, rel=1e-10)
 
 
+@pytest.mark.once
 def test_the_bound_follows_the_quantile():
     """Of the norms 1 to 8 the bound is to exceed 3/4, with noise about the bits."""
     norms = np.arange(1.0, 9.0, dtype=np.float32)
@@ -116,6 +117,7 @@ def test_the_bound_follows_the_quantile():
     assert 5.5 < np.median(bounds[60:]) < 7.5
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_variance_is_as_stated(dtype):
     """Chi-squared, of 20,000 draws; for the bits, of as many keys."""
@@ -271,6 +273,7 @@ def test_what_travels():
         assert cost.bytes_down == down
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "clients"), [(dp_fedavg, 3), (adaptive_clip, 1)], ids=["fixed", "adaptive"]
 )

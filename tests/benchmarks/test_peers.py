@@ -13,6 +13,8 @@ from benchmarks._environments import OWN, InstallError, Peer, python_of, select
 from benchmarks._worker import Worker, WorkerError
 from benchmarks._workload import LR, make
 
+pytestmark = pytest.mark.once
+
 NOWHERE = Peer("nowhere", (("no-such-package-of-fad==0.0.0", "--no-index"),), ())
 
 

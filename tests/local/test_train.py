@@ -140,6 +140,7 @@ def test_gradient_by_params_and_the_clients_learning_rate(name):
 
 
 @optimizers
+@pytest.mark.once
 def test_an_empty_client_changes_nothing(name):
     def delta(params, lr):
         batches = _batches(0, 0)
@@ -156,6 +157,7 @@ def test_an_empty_client_changes_nothing(name):
 
 
 @optimizers
+@pytest.mark.once
 def test_gradients_pass_through_batches_of_padding(name):
     def total(params):
         result = train(
@@ -166,6 +168,7 @@ def test_gradients_pass_through_batches_of_padding(name):
     assert jnp.isfinite(jax.grad(total)(_params())["w"]).all()
 
 
+@pytest.mark.once
 def test_padded_rows_carry_no_gradient():
     batches = _batches(7, 2)
 
@@ -179,6 +182,7 @@ def test_padded_rows_carry_no_gradient():
     assert jnp.all(jnp.where(batches.mask, gradient["y"], 1.0))
 
 
+@pytest.mark.once
 def test_the_whole_cohort_may_be_empty():
     cohort = _cohort([0, 0])
     gradient = jax.grad(lambda p: _by_lr(p, 0.1, cohort, optax.sgd))(_params())
@@ -190,6 +194,7 @@ def _noisy_loss(params, examples, key):
     return (params["b"] + noise - examples["y"]) ** 2
 
 
+@pytest.mark.once
 def test_a_random_loss_does_not_depend_on_the_cohort():
     @fad.program
     def run(key, cohort):
@@ -232,12 +237,14 @@ def test_each_step_draws_anew():
     assert len({tuple(k) for k in keys}) == STEPS
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("unroll", [2, True])
 def test_unrolling_changes_no_number(unroll):
     results = (_train(_params(), _cohort(), _adam(0.1), unroll=u) for u in (1, unroll))
     assert_same(*results)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_half_precision_params(dtype):
     params = jax.tree.map(lambda v: v.astype(dtype), _params())
