@@ -13,6 +13,7 @@ PLAIN = {
     "streaming": "a round over a million clients",
     "data": "cohorts from 100,000 clients: time and memory",
     "estimators": "estimators of the hypergradient on a federated quadratic",
+    "coverage": "RABO: rounds against how many clients hold a coordinate",
     "methods": "what the classical methods cost and reveal, a page of docs/",
     "learned_weights": "learned client weights, noisy labels and unequal clients",
     "personalisation": "which model do clients adapt best?",
@@ -20,6 +21,7 @@ PLAIN = {
 WITH_OPTIONS = {
     "learned_steps": "learned server steps, wherever they start",
     "bilevel": "federated bilevel algorithms against rounds and bytes",
+    "pruned": "RABO and RAFBO: accuracy against a client's FLOPs, memory and bytes",
     "classical": "the classical algorithms and aggregators on MNIST",
     "learned_aggregator": "a meta-trained aggregator against tuned FedAdam",
 }

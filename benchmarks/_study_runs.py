@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,9 @@ def options_of(command: str, argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_study(command: str, argv: Sequence[str]) -> int:
+def run_study(
+    command: str, argv: Sequence[str], *, write: Callable[..., None] = write_page
+) -> int:
     """Run what is missing, keep the curves, and write the page.
 
     Runs that are kept already, of the same settings, are not run again.
@@ -69,7 +71,7 @@ def run_study(command: str, argv: Sequence[str]) -> int:
             last, minutes = run["accuracy"][-1], (time.perf_counter() - began) / 60
             line = f"{minutes:5.1f} min: {' '.join(map(str, job[2:]))}: {last}"
             print(line, flush=True)
-    write_page(command, options.study, study, found)
+    write(command, options.study, study, found)
     return 0
 
 
@@ -80,7 +82,10 @@ def results_path(command: str, name: str) -> Path:
 
 
 def jobs_of(command: str, study: Study, options: argparse.Namespace) -> list[Job]:
-    """Return all runs, the longest first, so that no core waits at the end."""
+    """Return all runs, seed by seed, so that each process compiles other ones.
+
+    The longest of a seed are first, so that no core waits at the end.
+    """
     chosen = [
         (label, series)
         for label, series in study.series.items()
@@ -89,9 +94,9 @@ def jobs_of(command: str, study: Study, options: argparse.Namespace) -> list[Job
     chosen.sort(key=lambda item: -item[1].seconds)
     return [
         Job(command, options.study, label, split, seed)
+        for seed in range(options.seeds)
         for label, series in chosen
         for split in (series.splits or study.splits)
-        for seed in range(options.seeds)
     ]
 
 
@@ -170,6 +175,7 @@ def run(job: Job) -> dict[str, Any]:
     return {
         "rounds": int(cost.rounds),
         "bytes": [int(cost.bytes_down), int(cost.bytes_up)],
+        "flops": int(cost.client_flops),
         "steps": steps,
         **{name: [round(row[name], 5) for row in tested] + gone for name in names},
         "seconds": round(time.perf_counter() - began, 1),
