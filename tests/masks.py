@@ -129,8 +129,8 @@ def _times(v: jax.Array, hot: jax.Array, axis: int) -> jax.Array:
 
 # Two rows of three for each of four clients: none has the row 2 alone, the last client
 # fills up, and the row 0 is the first client's alone.
-ROWS = jnp.array([[0, 1], [1, 2], [2, 1], [-1, -1]])
-DATA = jnp.linspace(0.2, 1.4, N)
+ROWS = np.array([[0, 1], [1, 2], [2, 1], [-1, -1]], np.int32)
+DATA = np.linspace(0.2, 1.4, N, dtype=np.float32)
 
 
 @fad.program
