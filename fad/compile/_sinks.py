@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fad.primitives._operands import accumulator
 from fad.primitives._rows import add_slices, no_slices, placed
 
 
@@ -117,12 +118,6 @@ class Placed(Sink):
     def key(self) -> tuple:
         """Return the axes and the shape, which the slices do not tell."""
         return (*super().key(), self.axes, self.aval.shape)
-
-
-def accumulator(dtype: Any) -> Any:
-    """Return the dtype in which a sum of this dtype is accumulated."""
-    short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
-    return jnp.float32 if short else dtype
 
 
 def total(values: jax.Array, dtype: Any, counting: jax.Array | None) -> jax.Array:

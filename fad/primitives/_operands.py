@@ -58,6 +58,12 @@ def sum_dtype(dtype) -> Any:
     return jax.eval_shape(jnp.sum, jax.ShapeDtypeStruct((1,), dtype)).dtype
 
 
+def accumulator(dtype: Any) -> Any:
+    """Return the dtype in which a sum of this dtype is added up: 32 bits for short."""
+    short = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.float32 if short else dtype
+
+
 def server_array(x: Any) -> jax.Array:
     """Return ``x`` as a JAX array whose sharding leaves the clients' mesh axis free."""
     x = jnp.asarray(x)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fad.primitives._operands import sum_dtype
+from fad.primitives._operands import accumulator, sum_dtype
 
 
 def take(x: jax.Array, *keys: jax.Array, axes: Sequence[int]) -> jax.Array:
@@ -50,8 +50,7 @@ def put_all(
 def no_slices(shape: Sequence[int], dtype: Any, axes: Sequence[int]) -> Any:
     """Return the sum of no client's slices."""
     full = [shape[a] for a in axes] + [s for a, s in enumerate(shape) if a not in axes]
-    zero = jnp.zeros(full, jnp.float32 if _short(dtype) else dtype)
-    return zero, jnp.zeros((), jnp.int32)
+    return jnp.zeros(full, accumulator(dtype)), jnp.zeros((), jnp.int32)
 
 
 def add_slices(
@@ -101,7 +100,3 @@ def _like_rows(mask: jax.Array, rows: jax.Array) -> jax.Array:
 def _wrong(x: jax.Array) -> jax.Array:
     inexact = jnp.issubdtype(x.dtype, jnp.inexact)
     return jnp.asarray(jnp.nan if inexact else 0, x.dtype)
-
-
-def _short(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
