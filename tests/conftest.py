@@ -1,5 +1,6 @@
 """What holds in every test: strict JAX, eight virtual devices, seeded keys."""
 
+import gc
 import os
 import tempfile
 import zlib
@@ -15,11 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Here already, for the examples in docstrings and for what a whole module shares.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# JAX 0.10 has two generators of code, and the older one compiles the tests' many small
-# programs in half the time. JAX 0.12 has one, and ends on the flag.
+# The tests compile many small programs, which are not worth cutting into parts. JAX
+# 0.10 has two generators of code, and the older one compiles them in half the time. JAX
+# 0.12 has one, and ends on the flag.
+flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__[:2] == (0, 10):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_compilation_cache_dir", folder_name)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the collector what lives to the end: modules, and thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 class GetKey:

@@ -14,6 +14,8 @@ import pytest
 import fad
 from tests.subjects import assert_same
 
+pytestmark = pytest.mark.once
+
 TRACES = 500  # of each of two threads
 
 

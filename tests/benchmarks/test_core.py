@@ -14,6 +14,8 @@ from benchmarks._report import Report, table
 from benchmarks._timing import Spread, interleave
 from benchmarks._workload import flops_of_step, load, make
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def workload():

@@ -8,6 +8,8 @@ import pytest
 from benchmarks import _coverage_page as page
 from benchmarks import coverage
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("count", coverage.COUNTS)
 @pytest.mark.parametrize("rounds", [0, 3, 8])

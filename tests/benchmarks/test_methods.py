@@ -9,6 +9,8 @@ from benchmarks import methods
 from benchmarks.classical import STUDIES
 from fad.experiment import load
 
+pytestmark = pytest.mark.once
+
 MNIST = STUDIES["classical_mnist"]
 
 

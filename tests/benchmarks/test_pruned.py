@@ -14,6 +14,8 @@ from benchmarks._report import ROOT
 from benchmarks._study import Series, Study
 from fad.experiment import load
 
+pytestmark = pytest.mark.once
+
 RUNS = [(name, label) for name, study in STUDIES.items() for label in study.series]
 
 

@@ -1,9 +1,12 @@
 """How the learned server steps are scored."""
 
 import numpy as np
+import pytest
 
 from benchmarks import _step_scores
 from benchmarks._step_scores import scores, tuned_rounds, tuned_start
+
+pytestmark = pytest.mark.once
 
 
 def federation():

@@ -10,6 +10,8 @@ import pytest
 import fad
 from fad._errors import DataError, FadError
 
+pytestmark = pytest.mark.once
+
 
 @fad.program
 def total(data: Any) -> Any:

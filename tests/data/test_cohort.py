@@ -12,6 +12,8 @@ import fad
 from fad import AtClients
 from fad.data import Federated
 
+pytestmark = pytest.mark.once
+
 SIZES = [0, 1, 7, 100]
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from fad.data import Federated
 
+pytestmark = pytest.mark.once
+
 OPTIONS: dict[str, Any] = {
     "batch_size": 2,
     "epochs": 2,

@@ -8,6 +8,8 @@ import pytest
 
 from fad.data import Federated, partition_dirichlet
 
+pytestmark = pytest.mark.once
+
 SIZES = [0, 1, 7, 100]
 
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from fad.data import Federated
 
+pytestmark = pytest.mark.once
+
 laws = settings(derandomize=True, deadline=None, max_examples=40)
 SHARES = [(0.8, 0.2), (0.8, 0.1, 0.1), (0.5, 0.5), (0.7, 0.2, 0.1), (0.1, 0.3, 0.6)]
 

@@ -8,6 +8,8 @@ import pytest
 
 from fad.data import Federated, Levels
 
+pytestmark = pytest.mark.once
+
 KEY = jax.random.key(3)
 
 

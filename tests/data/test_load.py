@@ -12,6 +12,8 @@ from fad.data import group_by, load
 from fad.data._bundled import BUNDLED
 from fad.data._prepare import online
 
+pytestmark = pytest.mark.once
+
 # Published results depend on these rows and their order.
 DIGITS = {
     "train": "1bddce07159d3948914159b7995e2dad3c44a35d188d66b5e9ca82899f7dcbb8",

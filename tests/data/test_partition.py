@@ -5,6 +5,8 @@ import pytest
 
 from fad.data import partition_dirichlet, partition_iid, partition_shards
 
+pytestmark = pytest.mark.once
+
 MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 

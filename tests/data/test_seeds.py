@@ -5,6 +5,8 @@ import pytest
 
 from fad import DataError, data
 
+pytestmark = pytest.mark.once
+
 LABELS = np.arange(12) % 3
 CLIENTS = data.Federated(
     {"x": np.ones((12, 2, 2), np.float32), "y": LABELS}, np.array([0, 5, 12])

@@ -7,6 +7,8 @@ import pytest
 
 from fad.data import Federated, add_noise, rotate
 
+pytestmark = pytest.mark.once
+
 OFFSETS = np.array([0, 2, 2, 5])
 
 

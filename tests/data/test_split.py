@@ -4,6 +4,8 @@ from hypothesis import strategies as st
 
 from fad.data._split import Part, parse_split
 
+pytestmark = pytest.mark.once
+
 SHARDS = {"train": [40, 37, 50], "test": [7]}
 BOUNDS = st.one_of(
     st.just(""),

@@ -8,6 +8,8 @@ import pytest
 
 from fad.data import Federated, Levels
 
+pytestmark = pytest.mark.once
+
 KEY = jax.random.key(5)
 SIZES = (3, 0, 7, 5, 1, 9, 2, 4, 6, 8, 3, 2)
 OPTIONS: dict[str, Any] = {"batch_size": 2, "epochs": 2}

@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 
 from fad.data import Federated, flip_labels, imbalance, long_tail_sizes
 
+pytestmark = pytest.mark.once
+
 laws = settings(derandomize=True, deadline=None, max_examples=30)
 FEDNEST = [6000, 3597, 2157, 1293, 775, 465, 279, 167, 101, 61]
 MNIST = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]

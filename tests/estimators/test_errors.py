@@ -12,6 +12,8 @@ import fad
 from fad import FadError
 from fad.estimators import es, forward, pes, reverse, safe_update
 
+pytestmark = pytest.mark.once
+
 
 @fad.program
 def good(theta, state, cohort, key):

@@ -11,6 +11,8 @@ from fad.experiment import DataConfig, Experiment, _toml, dump, load
 from fad.experiment._cohorts import cohort_options
 from tests.experiment.fakes import ALGORITHMS, TOML, Config, experiment
 
+pytestmark = pytest.mark.once
+
 
 def load_text(tmp_path, text: str, **options: Any) -> Experiment:
     path = tmp_path / "x.toml"

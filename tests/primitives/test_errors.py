@@ -7,6 +7,8 @@ import pytest
 import fad
 from tests.subjects import on_mesh
 
+pytestmark = pytest.mark.once
+
 ONES = fad.AtClients(jnp.ones(4))
 KEYS = fad.AtClients(jax.random.split(jax.random.key(0), 4))
 AGGREGATES = {

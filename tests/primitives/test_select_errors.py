@@ -10,6 +10,8 @@ import pytest
 import fad
 from tests.primitives.test_errors import refused
 
+pytestmark = pytest.mark.once
+
 SELECT, DESELECT = "fad.select(x, keys)", "fad.deselect(y, keys, like)"
 COVERAGE = "fad.coverage_mean(y, keys, x)"
 X = jnp.arange(3.0)

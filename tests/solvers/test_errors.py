@@ -11,6 +11,8 @@ from fad import FadError, PlacementError
 from fad.local import Batches
 from tests.solvers.programs import SOLVERS, WITH_PASSES, hard_cohort, loss_of
 
+pytestmark = pytest.mark.once
+
 names = pytest.mark.parametrize("name", SOLVERS)
 Y = jnp.array([1.0, -2.0, 0.5])
 LOSS = loss_of(jnp.array([0.5, -1.0]))
