@@ -1,6 +1,7 @@
 """Federated computations in JAX, differentiable through the communication."""
 
 from fad import data as data
+from fad import decoders as decoders
 from fad import distributed as distributed
 from fad import estimators as estimators
 from fad import local as local

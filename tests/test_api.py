@@ -15,6 +15,7 @@ MODULES = (
     "fad.aggregators",
     "fad.local",
     "fad.data",
+    "fad.decoders",
     "fad.estimators",
     "fad.solvers",
     "fad.submodels",

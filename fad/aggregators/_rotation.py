@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fad._errors import FadError
+from fad._hadamard import hadamard
 from fad.aggregators._aggregator import Aggregator, Message, mean_by_sums
 from fad.aggregators._checks import check_count, check_number
 from fad.aggregators._vector import (
@@ -23,7 +24,6 @@ from fad.primitives import map, sum
 
 PyTree = Any
 
-_BLOCK = 32  # of the fast Hadamard transform, a power of two
 _RARELY = 0.01  # how often an update of the largest norm has a coordinate out of range
 
 
@@ -95,7 +95,7 @@ def rotated_quantisation(bits: int, *, bound: Any, seed: int = 0) -> Aggregator:
     def client(theta, state, memory, update, key):
         del theta
         vector = _filled(ravel(update))
-        z = _hadamard(_signs(seed, state.round, vector) * vector)
+        z = hadamard(_signs(seed, state.round, vector) * vector)
         grid, saturated = _quantise(z, _reach(bound, z), levels, key)
         code = Coded(straight_through(grid, z), like(update))
         return Message(code, saturated), memory
@@ -110,7 +110,7 @@ def rotated_quantisation(bits: int, *, bound: Any, seed: int = 0) -> Aggregator:
     def server(theta, state, mean, params, key):
         del theta, params, key
         (z, shape), saturated = (mean.value.code, mean.value.like), mean.report
-        vector = _signs(seed, state.round, z) * _hadamard(z)
+        vector = _signs(seed, state.round, z) * hadamard(z)
         return unravel(vector, shape), Rotation(state.round + 1, saturated)
 
     def init(params: PyTree) -> Rotation:
@@ -189,25 +189,6 @@ def _filled(vector: jax.Array) -> jax.Array:
 def _signs(seed: int, number: jax.Array, z: jax.Array) -> jax.Array:
     key = jax.random.fold_in(jax.random.key(seed), number)
     return jax.random.rademacher(key, z.shape, z.dtype)
-
-
-def _hadamard(z: jax.Array) -> jax.Array:
-    """Multiply by Hadamard's matrix over the root of its size, its own inverse.
-
-    The matrix is the Kronecker product of smaller ones, applied one after the other.
-    """
-    size, width = z.size, 1
-    while width < size:
-        block = min(_BLOCK, size // width)
-        # Made where it is used: a constant would be sent.
-        row = jax.lax.broadcasted_iota(jnp.uint32, (block, block), 0)
-        column = jax.lax.broadcasted_iota(jnp.uint32, (block, block), 1)
-        odd = jax.lax.population_count(row & column) & 1
-        signs = jnp.where(odd == 1, -1, 1)
-        z = z.reshape(-1, block, width)
-        z = jnp.einsum("ab,xby->xay", signs.astype(z.dtype), z, precision="highest")
-        width *= block
-    return z.reshape(-1) / math.sqrt(size)
 
 
 def _reach(bound: Any, z: jax.Array) -> jax.Array:
