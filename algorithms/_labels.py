@@ -17,6 +17,8 @@ from fad import submodels
 def last_layer(units: submodels.Units, params: Any, y: Any) -> str:
     """Return the name of the last layer: what has a bias of no hidden units.
 
+    A bias of one number, such as a layer's of one unit, is no last layer's.
+
     Args:
         units: The model's hidden units.
         params: The model's parameters.
@@ -27,7 +29,8 @@ def last_layer(units: submodels.Units, params: Any, y: Any) -> str:
     """
     held = {place.leaf for group in units.groups for place in group.places}
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    free = [p for p, v in leaves if v.ndim == 1 and jax.tree_util.keystr(p) not in held]
+    biases = [path for path, leaf in leaves if leaf.ndim == 1 and leaf.size > 1]
+    free = [path for path in biases if jax.tree_util.keystr(path) not in held]
     if len(free) != 1 or len(free[0]) != 2:
         names = ", ".join(map(jax.tree_util.keystr, free)) or "none"
         raise fad.FadError(

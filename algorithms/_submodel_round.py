@@ -11,6 +11,7 @@ of its tier's width,
 What nobody has stays. Only slices travel. ``labels``: a client also gets no more of the
 last layer than the columns of its own labels. The others are zero, as are then their
 logits and gradients, and a column is averaged over the clients that have its label.
+What clients keep (``Own``) may say which units they get; then they tell the server.
 """
 
 import functools
@@ -27,6 +28,7 @@ from algorithms._labels import known_labels, last_layer, with_labels
 from algorithms._pruned_coverage import uncovered, warn
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting, move, weigh
+from algorithms._tier_round import tier_round
 from fad import submodels
 
 Choose = Callable[..., dict[str, jax.Array]]
@@ -39,6 +41,22 @@ class State(NamedTuple):
     rounds: jax.Array
 
 
+class Own(NamedTuple):
+    """What clients keep from round to round, to choose their own units by.
+
+    Attributes:
+        init: ``init(state) -> memory``, of a client before its first round.
+        refresh: ``refresh(state, cohort, key, memory) -> memory``, for all tiers,
+            before units are chosen by it.
+        more: ``more(state, key, tier) -> more``, that of ``tier_round``, whose clients
+            have the new memory and the one from before; None if they add nothing.
+    """
+
+    init: Callable[[Any], Any]
+    refresh: Callable[..., Any]
+    more: Callable[..., Any] | None = None
+
+
 def submodel_fedavg(
     task: fad.data.Task,
     choose: Choose,
@@ -49,6 +67,7 @@ def submodel_fedavg(
     weighting: Weighting = "uniform",
     labels: bool = False,
     scaled: bool = False,
+    own: Own | None = None,
 ) -> fad.Algorithm:
     """Build FedAvg over sub-models.
 
@@ -62,6 +81,7 @@ def submodel_fedavg(
         weighting: Weigh clients by their examples, or all the same.
         labels: Whether clients leave out the labels that they do not have.
         scaled: Whether activations are divided by the width in training.
+        own: What clients keep; ``choose`` gets a client's memory as last argument then.
 
     Returns:
         The algorithm, for cohorts whose tiers are in the order of the widths. Its
@@ -72,22 +92,21 @@ def submodel_fedavg(
     units = units_of(task)
     model = jax.eval_shape(task.init, jax.random.key(0))
     head = last_layer(units, model, task.test["y"]) if labels else ""
-    tiers, told = [], set()
-    for width in widths:
-        narrow, kept = task.at_width(width, scaled=scaled), units.kept(width)
-        units.check(jax.eval_shape(narrow.init, jax.random.key(0)), kept)
-        tiers.append((narrow.loss, functools.partial(choose, units, kept)))
+    narrow = [task.at_width(width, scaled=scaled) for width in widths]
+    tiers, told = _tiers(narrow, units, choose, widths), set()
 
     def init(key):
         return State(task.init(key), jnp.zeros((), jnp.int32))
 
-    def step(state, cohort, key):
+    def round(state, cohort, key, kept):
         parts, found = submodels.tiers(cohort, len(widths)), []
-        for (loss, chosen), part in zip(tiers, parts, strict=True):
+        mine = zip(*(submodels.tiers(x, len(widths)) for x in kept), strict=True)
+        mine = list(mine) or [()] * len(widths)
+        for t, (loss, chosen) in enumerate(tiers):
 
-            def keys_of(batches, chosen=chosen):
-                own = fad.local.client_key(key, batches.client)
-                keys = units.keys(chosen(state.rounds, own))
+            def keys_of(batches, *mine, chosen=chosen):
+                drawn = fad.local.client_key(key, batches.client)
+                keys = units.keys(chosen(state.rounds, drawn, *mine[:1]))
                 return with_labels(keys, model, head, batches) if head else keys
 
             def work(params, keys, batches, loss=loss):
@@ -96,51 +115,47 @@ def submodel_fedavg(
                 weight, _ = weigh(params, local.num_examples, weighting, "refuse")
                 return local.delta, local.loss, weight
 
-            found.append(_tier_round(state.params, part, keys_of, work, head))
-        (delta, loss), (weight, _) = submodels.merged(found)
-        params = move(state.params, delta, server_lr)
-        bare = uncovered(weight, named=lambda path: not head or path[0].key != head)
-        return State(params, state.rounds + 1), {"train_loss": loss} | bare
+            more = own and own.more and own.more(state, key, t)
+            options = {"head": head, "own": mine[t], "more": more}
+            found.append(tier_round(state.params, parts[t], keys_of, work, **options))
+        return submodels.merged(found)
 
-    return fad.Algorithm(init, step, check=lambda metrics: warn(metrics, told))
+    def step(state, cohort, key, *memory):
+        kept = memory
+        if own is not None:
+            kept = (own.refresh(state, cohort, key, *memory), *memory)
+        found = round(state, cohort, key, kept)
+        return *_server(state, found, server_lr, head), *kept[:1]
+
+    first = own and own.init
+    return fad.Algorithm(init, step, lambda metrics: warn(metrics, told), first)
 
 
-def _tier_round(
-    params: Any, part: fad.AtClients, keys_of: Any, work: Any, head: str
-) -> fad.Coverage:
-    """Return the mean update and loss of the clients of one tier.
+def _tiers(
+    narrow: Sequence[fad.data.Task],
+    units: submodels.Units,
+    choose: Choose,
+    widths: Sequence[float],
+) -> list[tuple[Callable[..., Any], Choose]]:
+    """Return each tier's loss, and how its clients choose."""
+    tiers = []
+    for task, width in zip(narrow, widths, strict=True):
+        kept = units.kept(width)
+        units.check(jax.eval_shape(task.init, jax.random.key(0)), kept)
+        tiers.append((task.loss, functools.partial(choose, units, kept)))
+    return tiers
 
-    The server knows all keys, but not those of a last layer ``head`` of own labels.
-    """
 
-    def split(tree):
-        rest = {name: v for name, v in tree.items() if name != head} if head else tree
-        return (rest, {head: tree[head]}) if head else (rest,)
-
-    def join(parts):
-        return {**parts[0], **parts[1]} if head else parts[0]
-
-    def at_client(slices, keys, batches):
-        delta, loss, weight = work(join(slices), join(keys), batches)
-        return split(delta), loss, weight
-
-    @fad.program
-    def round(part):
-        keys = fad.map(lambda batches: split(keys_of(batches)), part)
-        levels = list(zip(split(params), keys, (True, False), strict=False))
-        slices = [fad.select(p, k, public=public) for p, k, public in levels]
-        delta, losses, weights = fad.map(at_client, slices, keys, part)
-        means = [
-            fad.coverage_mean(
-                d, k, jax.tree.map(jnp.zeros_like, p), weights=weights, public=public
-            )
-            for d, (p, k, public) in zip(delta, levels, strict=True)
-        ]
-        mean, weight = (join(both) for both in zip(*means, strict=True))
-        loss = fad.weighted_mean(losses, weights)
-        return fad.Coverage((mean, loss), (weight, fad.sum(weights)))
-
-    return round(part)
+def _server(
+    state: State, found: fad.Coverage, lr: float, head: str
+) -> tuple[State, dict[str, jax.Array]]:
+    """Return the server's state and the metrics, from the means of all tiers."""
+    (delta, loss, *dense), (weight, *_) = found
+    params = move(state.params, delta, lr)
+    for added in dense:
+        params = move(params, added, lr)
+    bare = uncovered(weight, named=lambda path: not head or path[0].key != head)
+    return State(params, state.rounds + 1), {"train_loss": loss} | bare
 
 
 def units_of(task: fad.data.Task) -> submodels.Units:

@@ -9,8 +9,8 @@ parameter over the clients that have it (equation 3), round and server step as i
     the Scaler:     in training hidden activations are divided by r
     masked loss:    logits of labels that a client does not have are zero
 
-and static batch norm, which is the model's: ``resnet18`` with ``norm = static_batch``,
-which has no Scaler here and wants ``scaled = false``. The last channels are never
+and static batch norm, which is the model's: ``resnet18`` with ``norm = static_batch``.
+A norm right after the Scaler undoes it but for its epsilon. The last channels are never
 trained by narrow clients.
 """
 

@@ -10,7 +10,7 @@ from fad.data import Federated
 from fad.experiment._sets import Examples, Source
 from fad.experiment._task_config import DataConfig
 
-_NOISY = 2  # A random stream of the seed, apart from the flips.
+_NOISY, _TESTED = 2, 3  # Random streams of the seed, apart from the flips.
 
 
 def clients_and_held_out(
@@ -44,6 +44,9 @@ def clients_and_held_out(
             f"data.test_fraction: {data.set!r} has a test split of its own; leave it "
             "out."
         )
+    if data.test_examples is not None and data.test_examples < len(test["y"]):
+        order = np.random.default_rng([data.seed, _TESTED]).permutation(len(test["y"]))
+        test = {name: x[order[: data.test_examples]] for name, x in test.items()}
     if data.validation_fraction:
         share = data.validation_fraction
         train, validation = _hold_out(train, source.kind, data, share)

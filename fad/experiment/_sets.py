@@ -68,10 +68,12 @@ def read(data: DataConfig) -> Source:
     Raises:
         ConfigError: The set has no clients of its own, though asked for; they are of
             a column that is learnt from; the set holds nothing that the ready-made
-            tasks learn from; or no pixels to standardise.
+            tasks learn from; no pixels to standardise or shrink, or no whole blocks.
         DataError: The set is not there.
     """
     source = _read(data)
+    if data.shrink > 1 and source.scale is None:
+        raise ConfigError(f"data.shrink: {data.set!r} has no images; leave it out.")
     if not data.standardise:
         return source
     if source.scale is None:
@@ -162,6 +164,7 @@ def _images(clients: Federated, test: Examples | None, data: DataConfig) -> Sour
         image = examples["image"]
         if data.set.startswith("omniglot_writers"):
             image = 255 - _shrunk(image, 3)
+        image = _smaller(image, data)
         named = {"x": image, "y": examples["label"].astype(np.int32)}
         coarse = examples.get("coarse_label")
         return named if coarse is None else {**named, "coarse": coarse.astype(np.int32)}
@@ -171,6 +174,17 @@ def _images(clients: Federated, test: Examples | None, data: DataConfig) -> Sour
     # Scikit-learn's digits count the dark points of 4 by 4 blocks.
     scale = 16.0 if data.set == "digits" else 255.0
     return Source(clients, tested, "classes", _classes(clients, tested), scale)
+
+
+def _smaller(image: np.ndarray, data: DataConfig) -> np.ndarray:
+    """Shrink images as asked for: ``[N, h, w, c]``."""
+    _, h, w, _ = image.shape
+    if h % data.shrink or w % data.shrink:
+        raise ConfigError(
+            f"data.shrink = {data.shrink}: the images of {data.set!r} are {h} by {w} "
+            "pixels; expected a number that divides both."
+        )
+    return image if data.shrink == 1 else _shrunk(image, data.shrink)
 
 
 def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:

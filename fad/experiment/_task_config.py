@@ -64,6 +64,10 @@ class DataConfig:
             makes the classes unequal; the test and the validation keep theirs.
         standardise: Whether pixels are brought to mean 0 and deviation 1, one of each
             for all pixels of the train split; without it they are in [0, 1].
+        shrink: Blocks of so many by so many pixels are averaged to one, which makes
+            images smaller and runs shorter.
+        test_examples: At most so many test examples, drawn by the seed; without it,
+            all.
         length: Characters of a window of text.
         label_noise: Share of the training labels replaced by others; with two levels,
             of the lower level's.
@@ -88,6 +92,8 @@ class DataConfig:
     test_fraction: float = 0.2
     class_sizes: tuple[int, ...] | None = None
     standardise: bool = False
+    shrink: int = 1
+    test_examples: int | None = None
     length: int = 80
     label_noise: float = 0.0
     noisy_clients: float = 1.0
@@ -109,7 +115,9 @@ class DataConfig:
         if self.clients is not None:
             at_least(self, 1, "clients")
         self._check_options()
-        at_least(self, 1, "shards_per_client", "classes_per_client", "length")
+        at_least(self, 1, "shards_per_client", "classes_per_client", "length", "shrink")
+        if self.test_examples is not None:
+            at_least(self, 1, "test_examples")
         at_least(self, 0, "seed", "min_examples", "alpha", "beta", "exponent", "sigma")
         if not self.alpha > 0 and self.set != "synthetic":
             raise ValueError(f"alpha must be > 0, got {self.alpha}")
@@ -169,6 +177,7 @@ class ModelConfig:
         width: Width of any other model but ``logistic``.
         layers: Layers of the models of text.
         norm: Normalisation of ``resnet18``: ``group`` or ``static_batch``.
+        blocks: Blocks of each stage of ``resnet18``.
     """
 
     name: ModelName = "mlp"
@@ -176,6 +185,7 @@ class ModelConfig:
     width: int | None = None
     layers: int | None = None
     norm: Literal["group", "static_batch"] | None = None
+    blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges."""

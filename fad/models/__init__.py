@@ -10,6 +10,7 @@ from fad.models._cnn import FedSepCnn as FedSepCnn
 from fad.models._lstm import CharLstm as CharLstm
 from fad.models._make import MODELS as MODELS
 from fad.models._make import make as make
+from fad.models._mask_network import MaskNetwork as MaskNetwork
 from fad.models._mlp import FedNestMlp as FedNestMlp
 from fad.models._mlp import Mlp as Mlp
 from fad.models._narrow import narrow as narrow

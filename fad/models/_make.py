@@ -14,8 +14,13 @@ from fad.models._resnet import Norm, ResNet18
 from fad.models._transformer import CharTransformer
 
 
-def _resnet18(classes: int, norm: Norm = "group", width: int = 64) -> ResNet18:
-    return ResNet18(classes, norm, width)
+def _resnet18(
+    classes: int,
+    norm: Norm = "group",
+    width: int = 64,
+    blocks: tuple[int, ...] = (2, 2, 2, 2),
+) -> ResNet18:
+    return ResNet18(classes, norm, width, blocks)
 
 
 # One entry per name: its parameters after ``classes`` are the model's options.
@@ -42,9 +47,10 @@ def make(name: str, *, classes: int, **options: Any) -> nn.Module:
         name: ``mlp``, ``logistic``, ``fednest_mlp``, ``fedavg_cnn``, ``fedsep_cnn``,
             ``resnet18``, ``char_lstm`` or ``char_transformer``.
         classes: Number of classes; for text the number of different characters.
-        options: The model's own: ``hidden`` (widths) of ``mlp``; ``norm`` of
-            ``resnet18``; ``layers`` of the text models; ``length`` (the longest) of
-            ``char_transformer``; ``width`` of all but ``mlp`` and ``logistic``.
+        options: The model's own: ``hidden`` (widths) of ``mlp``; ``norm`` and
+            ``blocks`` of ``resnet18``; ``layers`` of the text models; ``length`` (the
+            longest) of ``char_transformer``; ``width`` of all but ``mlp`` and
+            ``logistic``.
 
     Returns:
         The model, a Flax module.

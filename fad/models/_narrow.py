@@ -13,7 +13,7 @@ from fad.submodels import kept
 
 M = TypeVar("M", bound=nn.Module)
 
-_SCALED = (Mlp, FedAvgCnn, FedSepCnn)
+_SCALED = (Mlp, FedAvgCnn, FedSepCnn, ResNet18)
 
 
 def narrow(model: M, width: float | tuple[float, ...], *, scaled: bool = False) -> M:

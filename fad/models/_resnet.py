@@ -1,5 +1,7 @@
 """A residual network for small images, with norms that suit clients."""
 
+import functools
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import flax.linen as nn
@@ -8,6 +10,7 @@ import jax
 from fad._errors import ConfigError
 from fad.local.layers import Conv, StaticBatchNorm
 from fad.models._checks import counts, images, layer_widths, positive
+from fad.models._scaler import check_scale, scaler
 
 Norm = Literal["group", "static_batch"]
 
@@ -34,6 +37,8 @@ class ResNet18(nn.Module):
         norm: ``"group"`` or ``"static_batch"``.
         width: Channels of the first stage, 64 in the papers; or those of each stage.
         blocks: Blocks of each stage; other ones make a shorter or a longer network.
+        scale: What every norm's input is divided by, as if each convolution's output
+            were. A norm undoes it but for its epsilon.
 
     Raises:
         ConfigError: A number is not positive, or the norm is another.
@@ -56,11 +61,13 @@ class ResNet18(nn.Module):
     norm: Norm = "group"
     width: int | tuple[int, ...] = 64
     blocks: tuple[int, ...] = (2, 2, 2, 2)
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the options."""
         positive("ResNet18", classes=self.classes)
         counts("ResNet18", blocks=self.blocks)
+        check_scale("ResNet18", self.scale)
         if self.norm not in get_args(Norm):
             raise ConfigError(
                 f"fad.models.ResNet18(norm=...): expected one of "
@@ -84,12 +91,13 @@ class ResNet18(nn.Module):
         """Return the logits; rows off the ``mask`` count in no statistics."""
         images("ResNet18", x)
         widths = self.widths
+        norm = functools.partial(_norm, self.norm, self.scale)
         x = _conv(widths[0])(x)
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 strides = 2 if stage > 0 and block == 0 else 1
-                x = _Block(widths[stage], strides, self.norm)(x, mask)
-        x = nn.relu(_norm(self.norm, x, mask)).mean((1, 2))
+                x = _Block(widths[stage], strides, norm)(x, mask)
+        x = nn.relu(norm(x, mask)).mean((1, 2))
         return nn.Dense(self.classes)(x)
 
 
@@ -98,13 +106,13 @@ class _Block(nn.Module):
 
     channels: int
     strides: int
-    norm: Norm
+    norm: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, x, mask):
-        active = nn.relu(_norm(self.norm, x, mask))
+        active = nn.relu(self.norm(x, mask))
         out = _conv(self.channels, strides=self.strides)(active)
-        out = _conv(self.channels)(nn.relu(_norm(self.norm, out, mask)))
+        out = _conv(self.channels)(nn.relu(self.norm(out, mask)))
         if self.strides > 1 or x.shape[-1] != self.channels:
             x = _conv(self.channels, size=1, strides=self.strides)(active)
         return x + out
@@ -116,7 +124,8 @@ def _conv(channels: int, *, size: int = 3, strides: int = 1) -> Conv:
     return Conv(channels, (size, size), strides=strides, padding=pad, use_bias=False)
 
 
-def _norm(norm: Norm, x, mask) -> jax.Array:
+def _norm(norm: Norm, scale: float, x, mask) -> jax.Array:
+    x = scaler(x, scale)
     if norm == "group":
         return nn.GroupNorm(2)(x)
     return StaticBatchNorm()(x, mask)

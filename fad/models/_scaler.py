@@ -7,7 +7,7 @@ from fad._errors import ConfigError
 
 
 def scaler(x: jax.Array, scale: float) -> jax.Array:
-    """Return a hidden layer's output, before the ReLU, divided by ``scale``.
+    """Return a hidden layer's output, before norm and ReLU, divided by ``scale``.
 
     Source: E. Diao, J. Ding, V. Tarokh, HeteroFL, ICLR 2021, section 3.
     """

@@ -24,10 +24,11 @@ def count_flops(jaxpr: Jaxpr) -> int:
     its dearest branch, a while its body once, as its length is not known, and a linear
     solve its solver.
     """
-    return sum(map(_eqn_flops, jaxpr.eqns))
+    return sum(map(eqn_flops, jaxpr.eqns))
 
 
-def _eqn_flops(eqn: JaxprEqn) -> int:
+def eqn_flops(eqn: JaxprEqn) -> int:
+    """Return the floating-point operations of an equation."""
     name = eqn.primitive.name
     if name == "scan":
         part = scan_parts(eqn)

@@ -9,7 +9,7 @@ import jax
 
 from fad._errors import FadError, path_str
 from fad.submodels._atoms import Atom, Axis, Value, factors, pin, root, value
-from fad.submodels._trace import trace
+from fad.submodels._trace import Product, trace
 from fad.submodels._units import Place, Unit, Units
 
 
@@ -52,12 +52,23 @@ def find(fn: Callable[..., Any], params: Any, *args: Any) -> Units:
         >>> [(place.leaf, place.axis) for place in units.groups[0].places]
         [("['hidden']", 1), ("['out']", 0)]
     """
+    return explore("find", fn, params, args)[0]
+
+
+def explore(
+    call: str, fn: Callable[..., Any], params: Any, args: tuple[Any, ...]
+) -> tuple[Units, list[tuple[int, tuple[str, ...]]]]:
+    """Return a model's units, and the operations of its products.
+
+    Of each product that is the number at full width, and the groups whose share of
+    units it is proportional to: twice the same one, where it is on both sides.
+    """
     given = jax.tree_util.tree_leaves_with_path(params)
     wrong = [path for path, x in given if not hasattr(x, "shape")]
     if wrong or not given:
         came = path_str("params", wrong[0]) + ", which is none" if wrong else "none"
         raise FadError(
-            "fad.submodels.find(params=...): expected a pytree of arrays, at least "
+            f"fad.submodels.{call}(params=...): expected a pytree of arrays, at least "
             f"one; got {came}. Give the model's parameters."
         )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
@@ -65,10 +76,17 @@ def find(fn: Callable[..., Any], params: Any, *args: Any) -> Units:
     axes = [value(leaf.shape) for _, leaf in leaves]
     jaxpr = jax.make_jaxpr(fn)(params, *args).jaxpr
     others = [value(v.aval.shape, pinned=True) for v in jaxpr.invars[len(axes) :]]
-    for out in trace(jaxpr, [*axes, *others]):
+    seen: list[Product] = []
+    for out in trace(jaxpr, [*axes, *others], seen):
         pin(*out)
     _settle([axis for leaf in axes for axis in leaf])
-    return Units(_groups(leaves, axes), shapes)
+    groups = _groups(leaves, axes)
+    names = {atom: group.name for atom, group in groups.items()}
+    products = [
+        (flops, tuple(names[a] for a in factors(sum(of, ())) if a in names))
+        for flops, of in seen
+    ]
+    return Units(tuple(groups.values()), shapes), products
 
 
 def _settle(axes: list[Axis]) -> None:
@@ -94,7 +112,7 @@ def _regrouped(axis: Iterable[Atom]) -> list[Axis]:
     return found
 
 
-def _groups(leaves: list[tuple[Any, Any]], axes: Sequence[Value]) -> tuple[Unit, ...]:
+def _groups(leaves: list[tuple[Any, Any]], axes: Sequence[Value]) -> dict[Atom, Unit]:
     places: dict[Atom, list[Place]] = collections.defaultdict(list)
     makers: dict[Atom, list[tuple[bool, int]]] = collections.defaultdict(list)
     for number, ((path, leaf), rows) in enumerate(zip(leaves, axes, strict=True)):
@@ -112,10 +130,10 @@ def _groups(leaves: list[tuple[Any, Any]], axes: Sequence[Value]) -> tuple[Unit,
     first = {atom: min(at) for atom, at in makers.items() if len(places[atom]) > 1}
     atoms = sorted(first, key=lambda atom: first[atom][1])
     names = _unique([_layer(leaves[first[atom][1]][0]) for atom in atoms])
-    return tuple(
-        Unit(name, atom.size, tuple(places[atom]))
+    return {
+        atom: Unit(name, atom.size, tuple(places[atom]))
         for name, atom in zip(names, atoms, strict=True)
-    )
+    }
 
 
 def _layer(path: tuple[Any, ...]) -> str:

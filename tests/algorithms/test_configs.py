@@ -38,6 +38,10 @@ def test_a_comparison_names_files_that_are_there(path):
 RESUMED = ("self_tuning_fedavg", "learned_weights", "fedbio", "scaffold")
 
 
+# Who sends no models, or smaller or sparse ones.
+SMALL = ("dsfl", "fedet", "feddst", "fedsep_submodels", "flash", "zerofl")
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
@@ -54,9 +58,13 @@ def test_runs_by_one_command_and_resumes(name, tmp_path, capsys):
     rows = [json.loads(r) for r in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [r["round"] for r in rows if "accuracy" in r] == [*range(1, rounds + 1)]
     model = 4 * (64 * 64 + 64 + 64 * 10 + 10)
-    assert rows[-1]["bytes_down"] >= rounds * model
-    compressed = name == "aggregated_fedavg"
-    assert rows[-1]["bytes_up"] >= rounds * model * (0.1 if compressed else 1)
+    small = name in SMALL
+    tenth = name == "fedsep"  # of the numbers, both ways
+    least = 0.09 if tenth else 0.3 if small else 1
+    assert rows[-1]["bytes_down"] >= rounds * model * least
+    compressed = tenth or name == "aggregated_fedavg"
+    share = 0.1 if compressed else 0.3 if small else 1
+    assert rows[-1]["bytes_up"] >= rounds * model * share
     assert (folder / "figure.png").exists()
     assert "accuracy" in capsys.readouterr().out
 

@@ -22,6 +22,7 @@ COSTS = {
     "fedhyper": (1, 1, 1),
     "fednova": (1, 1, 1),
     "fedprox": (1, 1, 1),
+    "fedsep": (1, 0, 0),  # a tenth of it
     "hypergradient_descent": (1, 1, 1),
     "learned_aggregator": (1, 1, 3),
     "learned_weights": (1, 2, 2),
@@ -37,8 +38,13 @@ MODEL = 4 * (64 * 10 + 10)
 
 
 # What clients of several widths cost and reveal is in test_submodel_fedavg.py.
-SUBMODELS = {"federated_dropout", "fedrolex", "heterofl"}
-WHOLE = set(ALGORITHMS) - set(BILEVEL_ALGORITHMS) - SUBMODELS
+SUBMODELS = {"federated_dropout", "fedrolex", "fedsep_submodels", "heterofl"}
+# What clients say of public examples, and what that costs, is in test_distillation.py.
+DISTILLED = {"dsfl", "feddf", "fedet"}
+# What sparse clients cost and reveal is in test_sparse.py.
+SPARSE = {"feddst", "flash", "zerofl"}
+OTHERS = SUBMODELS | DISTILLED | SPARSE
+WHOLE = set(ALGORITHMS) - set(BILEVEL_ALGORITHMS) - OTHERS
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))

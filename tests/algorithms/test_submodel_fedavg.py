@@ -101,7 +101,7 @@ def plain_round(params, cohort, units, *, lr, labels, scales):
     batches = jax.tree.map(np.asarray, cohort.unsafe_gather())
     total = jax.tree.map(jnp.zeros_like, params)
     weight = jax.tree.map(jnp.zeros_like, params)
-    for i in range(N):
+    for i in range(len(batches.mask)):
         real = batches.mask[i]
         if not real.any():
             continue

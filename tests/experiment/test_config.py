@@ -245,6 +245,14 @@ def replaced(old: str, new: str) -> str:
             "x.toml: [data]: class_sizes must be >= 1, got [3, 0]",
         ),
         (
+            replaced("clients = 4", "clients = 4\nshrink = 0"),
+            "x.toml: [data]: shrink must be >= 1, got 0",
+        ),
+        (
+            replaced("clients = 4", "clients = 4\ntest_examples = 0"),
+            "x.toml: [data]: test_examples must be >= 1, got 0",
+        ),
+        (
             replaced("clients = 4", 'partition = "natural"\nclass_sizes = [3]'),
             "x.toml: [data]: class_sizes is not for a natural partition",
         ),

@@ -105,6 +105,42 @@ def test_standardise_is_for_pixels(stored):
         read(DataConfig(set="synthetic", clients=2, standardise=True))
 
 
+def test_images_shrink_by_whole_blocks(stored):
+    train = _images(30)
+    stored["toy"] = {"train": train, "test": _images(6)}
+    data = DataConfig(set="toy", clients=3, shrink=2, standardise=True)
+    source = read(data)
+    assert source.clients.examples["x"].shape == (30, 2, 2, 1)
+    assert source.test is not None
+    assert source.test["x"].shape == (6, 2, 2, 1)
+    block = train["image"][:, :2, :2].mean((1, 2))
+    np.testing.assert_array_equal(source.clients.examples["x"][:, 0, 0], block.round())
+    assert source.moments is not None
+    mean = source.clients.examples["x"].mean() / 255
+    np.testing.assert_allclose(source.moments[0], mean, rtol=1e-6)
+    match = r"data\.shrink = 3: the images of 'toy' are 4 by 4 pixels; expected a num"
+    with pytest.raises(ConfigError, match=match):
+        read(dataclasses.replace(data, shrink=3))
+    stored["toy"] = {"train": {"x": np.ones((4, 2)), "label": np.arange(4) % 2}}
+    with pytest.raises(ConfigError, match=r"data\.shrink: 'toy' has no images; leave"):
+        read(DataConfig(set="toy", clients=2, shrink=2))
+
+
+def test_fewer_test_examples_are_drawn_by_the_seed(stored):
+    stored["toy"] = {"train": _images(30), "test": _images(60)}
+
+    def tested(seed, **options):
+        data = DataConfig(set="toy", clients=2, seed=seed, **options)
+        return make_task(data, ModelConfig(name="logistic")).test
+
+    whole, some, others = tested(0), *(tested(k, test_examples=20) for k in (0, 1))
+    assert tested(0, test_examples=100)["y"].shape == whole["y"].shape == (60,)
+    rows = {x.tobytes() for x in whole["x"]}
+    for part in (some, others):
+        assert len({x.tobytes() for x in part["x"]} & rows) == len(part["y"]) == 20
+    assert (some["x"] != others["x"]).any()
+
+
 def test_class_sizes_leave_the_server_its_examples(stored):
     stored["toy"] = {"train": _images(30), "test": _images(9)}
     data = DataConfig(set="toy", clients=2, class_sizes=(9, 4, 2))

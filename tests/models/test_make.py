@@ -48,8 +48,8 @@ def test_every_name_is_documented_and_tested():
         ("fedsep_cnn", {"width": 5}, models.FedSepCnn(10, width=5)),
         (
             "resnet18",
-            {"width": 4, "norm": "static_batch"},
-            models.ResNet18(10, norm="static_batch", width=4),
+            {"width": 4, "norm": "static_batch", "blocks": (1, 1)},
+            models.ResNet18(10, norm="static_batch", width=4, blocks=(1, 1)),
         ),
         (
             "char_lstm",
@@ -78,7 +78,7 @@ def test_options_reach_the_model(name, options, expected):
         (
             lambda: models.make("resnet18", classes=10, widht=4),
             r"make\('resnet18', widht=...\): there is no such option. Did you mean "
-            r"'width'\? Known options of resnet18: norm, width.",
+            r"'width'\? Known options of resnet18: blocks, norm, width.",
         ),
         (
             lambda: models.make("logistic", classes=10, hidden=(3,)),
@@ -145,6 +145,10 @@ def test_options_reach_the_model(name, options, expected):
         (
             lambda: models.FedSepCnn(2, scale=float("nan")),
             r"FedSepCnn\(scale=...\): expected a finite number above 0; got nan",
+        ),
+        (
+            lambda: models.ResNet18(2, scale=-1.0),
+            r"ResNet18\(scale=...\): expected a finite number above 0; got -1.0",
         ),
         (
             lambda: models.CharTransformer(3, width=10),

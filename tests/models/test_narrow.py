@@ -100,6 +100,24 @@ def test_a_scale_divides_hidden_outputs(name):
     assert abs(out - subject.model.apply({"params": params}, x)).max() > 1e-2
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("norm", ["group", "static_batch"])
+def test_a_scale_divides_what_a_resnet_s_convolutions_give(norm):
+    """So loud a scale is heard: variances are about the norms' epsilon."""
+    subject: Any = SUBJECTS["resnet" if norm == "group" else "resnet_static"]
+    params, x = subject.params(), subject.examples()["x"]
+
+    def divided(path, a):
+        return a / 500 if "Conv" in jax.tree_util.keystr(path) else a
+
+    quiet = jax.tree_util.tree_map_with_path(divided, params)
+    out = subject.model.clone(scale=500.0).apply({"params": params}, x)
+    assert_same(out, subject.model.apply({"params": quiet}, x), tol=1e-5)
+    assert abs(out - subject.model.apply({"params": params}, x)).max() > 1e-2
+    scaled = narrow(models.ResNet18(7, norm, width=4), 0.5, scaled=True)
+    assert scaled == models.ResNet18(7, norm, width=(2, 4, 8, 16), scale=0.5)
+
+
 def test_a_scaled_mlp_is_heterofls(x64):
     model = narrow(models.Mlp((8, 6), 3), 0.5, scaled=True)
     assert (model.hidden, model.scale) == ((4, 3), 0.5)
@@ -135,10 +153,10 @@ def test_a_scaled_mlp_is_heterofls(x64):
             r"narrow\(CharTransformer, width=0\.5\): the m",
         ),
         (
-            models.ResNet18(3),
+            models.FedNestMlp(3),
             {"scaled": True},
-            r"narrow\(ResNet18, scaled=True\): the model has no scaler for that; those "
-            r"with one, for one width, are Mlp, FedAvgCnn, FedSepCnn\. Set scaled to ",
+            r"narrow\(FedNestMlp, scaled=True\): the model has no scaler for that; "
+            r"those with one, for one width, are Mlp, FedAvgCnn, FedSepCnn, ResNet18\.",
         ),
         (
             models.Mlp((4, 4), 3),
