@@ -15,7 +15,7 @@ from fad import decoders
 
 Start = Literal["zero", "anchored", "sketch"]
 
-_ANCHOR = 0.01  # of theta_init's spread
+_ANCHOR = 0.01  # of theta_init's spread, or of 1 where it has none
 
 
 def is_penalised(l1: Any) -> bool:
@@ -40,7 +40,10 @@ class Code:
 
     def initial(self) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
         """Return theta_init, ``[d]``, and what makes a model of such a vector."""
-        return ravel_pytree(self.init_params(jax.random.key(self.seed)))
+        key = jax.random.key(self.seed)
+        if self.start == "sketch":  # S, drawn from this key too, is applied to it
+            key = jax.random.fold_in(key, 1)
+        return ravel_pytree(self.init_params(key))
 
     def network(self, theta: jax.Array) -> Any:
         """Return the model that a theta is the change or, of ``sketch``, all of."""
@@ -62,7 +65,8 @@ class Code:
         if self.start == "zero":
             return jnp.zeros(self.p, flat.dtype)
         v = jax.random.normal(jax.random.key(self.seed + 1), flat.shape, flat.dtype)
-        return s.apply(_ANCHOR * jnp.std(flat) * v)
+        spread = jnp.std(flat)
+        return s.apply(_ANCHOR * jnp.where(spread == 0, 1, spread) * v)
 
     def decoder(self) -> decoders.Decoder:
         """Return the decoder; its data is a client's number, for an S of its own."""

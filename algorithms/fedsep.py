@@ -78,8 +78,14 @@ def fedsep(
         that are not zero.
 
     Raises:
-        FadError: If nothing is active at the start and nothing would ever be.
+        FadError: If l1 is a number outside [0, 1), or nothing is active at the start
+            and nothing would ever be.
     """
+    if isinstance(l1, int | float) and not 0 <= l1 < 1:
+        raise fad.FadError(
+            f"fedsep: expected l1 in [0, 1), got {l1!r}. It is a share of the penalty "
+            "at which nothing is active: from 1 on nothing is ever learned."
+        )
     if start == "zero" and is_penalised(l1):
         raise fad.FadError(
             f'fedsep(start="zero", l1={l1!r}): omega = 0 decodes to theta = 0 with no '

@@ -12,7 +12,9 @@ PLAIN = {
     "compiling": "what does the streaming pass cost?",
     "streaming": "a round over a million clients",
     "data": "cohorts from 100,000 clients: time and memory",
+    "decode": "decoding a sketch of 100,000 numbers: time and memory",
     "estimators": "estimators of the hypergradient on a federated quadratic",
+    "client_cost": "what a client's local training costs by its width",
     "coverage": "RABO: rounds against how many clients hold a coordinate",
     "methods": "what the classical methods cost and reveal, a page of docs/",
     "learned_weights": "learned client weights, noisy labels and unequal clients",
@@ -22,7 +24,9 @@ WITH_OPTIONS = {
     "learned_steps": "learned server steps, wherever they start",
     "bilevel": "federated bilevel algorithms against rounds and bytes",
     "pruned": "RABO and RAFBO: accuracy against a client's FLOPs, memory and bytes",
+    "submodels": "FedSep's table 1, reduced: accuracy against a client's FLOPs",
     "classical": "the classical algorithms and aggregators on MNIST",
+    "fedsep": "FedSep and compressed FedAvg: accuracy by what clients send",
     "learned_aggregator": "a meta-trained aggregator against tuned FedAdam",
 }
 

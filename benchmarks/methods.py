@@ -38,8 +38,10 @@ methods` writes this page, and a test compares it with the code.
   **within**: what it must hold from one round of a step to a later one.
 - **the server sees**: `sums` where every client value goes into a sum over clients,
   which a secure sum could hide; otherwise what of a single client it has to see, for
-  which `fad.check` wants a permission by name. Clients of other widths differ in bytes:
-  those here are the mean over the cohort."""
+  which `fad.check` wants a permission by name. "Slices" are which parts of the model a
+  client has: of HeteroFL and FedRolex the classes of its labels, of the others units or
+  weights that its data chose. Clients of other widths differ in bytes: those here are
+  the mean over the cohort."""
 
 
 class Method(NamedTuple):
@@ -51,11 +53,13 @@ class Method(NamedTuple):
     source: str
     cohort: int = 10
     tiers: int = 1
+    public: float = 0.0  # the share of the examples that are public, without labels
 
 
 def _algorithm(label: str, source: str, **options: Any) -> Method:
     name = options.pop("name", label.lower().replace("-", ""))
     places = options.pop("cohort", 10), options.pop("tiers", 1)
+    places += (options.pop("public", 0.0),)
     return Method(label, name, options, source, *places)
 
 
@@ -77,6 +81,7 @@ METHODS = (
     _algorithm("Ditto", "Li et al. 2021"),
     _algorithm("AFL", "Mohri et al. 2019"),
     _algorithm("q-FFL", "Li et al. 2020", name="qffl"),
+    _algorithm("FedSep, a tenth of the numbers", "Li and Huang 2023", name="fedsep"),
 )
 _TIERS: Mapping[str, Any] = {"cohort": 12, "tiers": 3}  # of widths 1, 1/2 and 1/4
 SUBMODELS = (
@@ -84,6 +89,25 @@ SUBMODELS = (
     _algorithm("FedRolex", "Alam et al. 2022", **_TIERS),
     _algorithm(
         "Federated Dropout", "Caldas et al. 2018", name="federated_dropout", **_TIERS
+    ),
+    _algorithm(
+        "FedSep, a round with a search",
+        "Li and Huang 2023",
+        name="fedsep_submodels",
+        **_TIERS,
+    ),
+    _algorithm("ZeroFL", "Qiu et al. 2022", **_TIERS),
+    _algorithm("FedDST", "Bibikar et al. 2022", **_TIERS),
+    _algorithm("FLASH", "Babakniya et al. 2022", **_TIERS),
+    _algorithm("FedDF", "Lin et al. 2020", public=0.2, **_TIERS),
+    _algorithm("DS-FL", "Itahara et al. 2021", public=0.2, **_TIERS),
+    _algorithm(
+        "Fed-ET, clients of 1/2 and 1/4",
+        "Cho et al. 2022",
+        name="fedet",
+        cohort=12,
+        tiers=2,
+        public=0.2,
     ),
 )
 AGGREGATORS = (
@@ -124,7 +148,7 @@ def page() -> str:
     columns |= {name: name for name in ("keeps", "within", "the server sees", "source")}
     sections = {
         "Algorithms": METHODS,
-        "Sub-models, clients of widths 1, 1/2 and 1/4": SUBMODELS,
+        "Clients of widths or densities 1, 1/2 and 1/4": SUBMODELS,
         "Aggregators, in FedAvg": AGGREGATORS,
     }
     parts = ["# What the classical methods cost and reveal"]
@@ -168,7 +192,7 @@ def _traced(method: Method) -> tuple[Any, tuple[Any, ...], int]:
     values = {**BASE, "cohort": method.cohort, "algorithm": config}
     values |= {"tiers": method.tiers}
     values |= {
-        "data": DataConfig(**BASE["data"]),
+        "data": DataConfig(**BASE["data"], validation_fraction=method.public),
         "model": ModelConfig(**BASE["model"]),
     }
     algorithm, task = build(ALGORITHMS, Experiment(**values))
@@ -185,7 +209,7 @@ def _seen(step: Any, args: tuple[Any, ...]) -> str:
     report = fad.check(step, allow=("decode", "keys", "unsafe_gather"))(*args)
     kinds = {a.kind for a in report.allowed}
     if "keys" in kinds:
-        return "each client's labels and weight"
+        return "each client's slices and weight"
     if "unsafe_gather" in kinds:
         return "each client's update"
     if "decode" in kinds:

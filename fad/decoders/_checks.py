@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fad._errors import FadError, describe
-from fad.estimators._checks import check_count
+from fad.estimators._checks import check_count, check_positive
 
 
 def check_shape(call: str, rows: Any, size: Any) -> tuple[int, int]:
@@ -38,6 +38,8 @@ def check_step(
     call: str, step: Any, largest: float | None, *, accelerated: bool = False
 ) -> None:
     """Refuse a step outside ``(0, 2 / largest)``, or ``(0, 1 / largest]``."""
+    if largest is not None:
+        check_positive(call, "the largest eigenvalue", float(largest))
     ends = math.inf if largest is None else (1 if accelerated else 2) / largest
     inside = isinstance(step, int | float) and 0 < step < math.inf
     if inside and (step <= ends if accelerated else step < ends):

@@ -62,7 +62,8 @@ def closed_form(fn: Callable[[Any, Any], Any]) -> Decoder:
 
     def residual(x: Any, y: Any, data: Any) -> jax.Array:
         del x, data
-        return jnp.zeros((), jnp.result_type(*jax.tree.leaves(y)))
+        with jax.numpy_dtype_promotion("standard"):  # leaves may have many dtypes
+            return jnp.zeros((), jnp.result_type(*jax.tree.leaves(y)))
 
     return Decoder(fn, residual)
 

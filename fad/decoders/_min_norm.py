@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from fad.aggregators._vector import at_least_single
 from fad.decoders._decoder import Decoder, relative
 from fad.decoders._sketch import Sketch, of_data
 from fad.decoders._solve import conjugate_gradients
@@ -46,11 +47,12 @@ def min_norm(sketch: Sketch | Callable[[Any], Sketch], *, terms: int = 100) -> D
     solve = conjugate_gradients(terms)
 
     def decode(omega: jax.Array, data: Any) -> jax.Array:
-        s = made(data)
-        v = jax.lax.custom_linear_solve(s.gram, omega, solve, symmetric=True)
-        return s.transpose(v)
+        s, x = made(data), at_least_single(omega)
+        v = jax.lax.custom_linear_solve(s.gram, x, solve, symmetric=True)
+        return s.transpose(v).astype(omega.dtype)
 
     def residual(omega: jax.Array, theta: jax.Array, data: Any) -> jax.Array:
-        return relative(norm(made(data).apply(theta) - omega), norm(omega))
+        x, y = at_least_single(omega), at_least_single(theta)
+        return relative(norm(made(data).apply(y) - x), norm(x)).astype(omega.dtype)
 
     return Decoder(decode, residual)

@@ -35,7 +35,7 @@ def conjugate_gradients(most: int) -> Solve:
             new = jnp.where(flat, 0, jnp.vdot(r, r))
             return k + 1, x, r, r + new / square * p, new, steepest
 
-        zero = 0 * b  # NaN stays NaN.
+        zero = 0 * size * b  # What is not finite, or has no finite size, gives NaN.
         start = (jnp.int32(0), zero, b, b, size, jnp.zeros_like(size))
         return jax.lax.while_loop(going, step, start)[1]
 

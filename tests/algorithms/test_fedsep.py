@@ -369,7 +369,8 @@ def test_begins_where_it_says(x64):
         return flat(sketched(**options, **more).init(KEY).params)[[3, 0, 1, 2]]
 
     np.testing.assert_array_equal(first(), init)
-    kept = s.T @ np.linalg.solve(s @ s.T, s @ init)
+    own = init_params(jax.random.fold_in(jax.random.key(0), 1))  # not drawn as S is
+    kept = s.T @ np.linalg.solve(s @ s.T, s @ flat(own)[[3, 0, 1, 2]])
     np.testing.assert_allclose(first(start="sketch"), kept, rtol=1e-10)
     moved = first(start="anchored", l1=0.1) - init
     assert 0 < np.abs(moved).max() < 0.2 * np.abs(init).max()
@@ -460,6 +461,23 @@ def test_hard_data(x64, federation, l1):
 def test_nothing_active_is_refused():
     with pytest.raises(fad.FadError, match=r'start="zero", l1=0\.1.*nothing is ever'):
         sketched(l1=0.1)
+
+
+@pytest.mark.parametrize("l1", [-0.1, 1.0, float("nan")])
+def test_a_penalty_out_of_range_is_refused(l1):
+    with pytest.raises(fad.FadError, match=r"fedsep: expected l1 in \[0, 1\), got"):
+        sketched(l1=l1, start="anchored")
+
+
+def test_a_start_without_spread_is_anchored_too():
+    flat_start: Any = lambda key: {"w": jnp.zeros(3), "b": jnp.zeros(())}  # noqa: E731
+    options: Any = {"p": P, "client": optax.sgd(CLIENT_LR), **SGD}
+    algorithm = fedsep(
+        loss, flat_start, l1=0.1, start="anchored", sketch=dense, **options
+    )
+    moved = flat(jax.jit(algorithm.init)(KEY).params)
+    assert 0 < np.count_nonzero(moved) <= P
+    assert np.abs(moved).max() < 0.2
 
 
 def test_what_is_not_decoded_well_enough_is_refused():

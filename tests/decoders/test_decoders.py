@@ -123,8 +123,21 @@ def test_dtypes_are_kept():
         assert {x.dtype for x in made} == {jnp.dtype(jnp.bfloat16)}
 
 
+def test_16_bits_are_decoded_as_exactly_as_they_tell():
+    half = jnp.asarray(X, jnp.bfloat16)
+    got, want = run_min_norm(half), run_min_norm(half.astype(jnp.float32))
+    for made, true in zip(got[:2], want[:2], strict=True):
+        size = jnp.linalg.norm(true)
+        assert jnp.linalg.norm(made.astype(jnp.float32) - true) < 0.006 * size
+    assert got[2] < 0.004
+
+
+def test_what_is_too_large_to_be_squared_does_not_decode_to_nothing():
+    assert jnp.isnan(run_min_norm(1e25 * X)[0]).all()
+
+
 def test_identity_is_exact():
-    tree = {"a": jnp.ones(2), "b": jnp.zeros(())}
+    tree = {"a": jnp.ones(2), "b": jnp.zeros((), jnp.bfloat16)}
     y, _, residual = round_trip(identity(), tree, None)
     assert y is tree or jax.tree.all(jax.tree.map(jnp.array_equal, y, tree))
     assert float(residual) == 0
@@ -157,6 +170,10 @@ BAD = {
         lambda: minimiser(slope, start, steps=1, step=1.0, largest=2.0),
         "minimiser: step=1.0 is outside (0, 1), up to 2 / 2, over the largest "
         "eigenvalue of the Hessian. Take a shorter step",
+    ),
+    "no eigenvalue": (
+        lambda: minimiser(slope, start, steps=1, step=1.0, largest=0.0),
+        "minimiser: expected the largest eigenvalue > 0 and finite, got 0.0",
     ),
     "long step of FISTA": (
         lambda: proximal(slope, prox, start, steps=1, step=0.6, largest=2.0),
