@@ -74,14 +74,18 @@ class Search:
         """Return the memory after a search within a share of the operations."""
         real = jnp.any(batches.mask, axis=1)
         order = jnp.argsort(~real, stable=True)  # batches of padding come last
-        count = jnp.maximum(jnp.sum(real), 1)
+        count, known = jnp.maximum(jnp.sum(real), 1), {}
+        if self.head:
+            layer = {self.head: dict.fromkeys(params[self.head])}
+            known = with_labels(layer, params, self.head, batches)
 
         def step(carry, s):
             at = order[s % count]
             rows = jax.tree.map(lambda x: x[at][None], batches.examples)
             batch = fad.local.Batches(rows, batches.mask[at][None], batches.client)
             drawn = jax.random.fold_in(key, s)
-            slope = jax.grad(self._objective)(carry[0], params, batch, budget, drawn)
+            given = params, batch, known, budget, drawn
+            slope = jax.grad(self._objective)(carry[0], *given)
             updates, state = self.optimizer.update(slope, carry[1], carry[0])
             return (optax.apply_updates(carry[0], updates), state), None
 
@@ -115,12 +119,11 @@ class Search:
         return found
 
     def _objective(
-        self, phi: Any, params: Any, batch: Any, budget: Any, key: jax.Array
+        self, phi: Any, params: Any, batch: Any, known: Any, budget: Any, key: jax.Array
     ) -> jax.Array:
-        a, loss, head = self._masks(phi, params, key), self.loss, self.head
-        if head:
-            keys = with_labels({head: dict.fromkeys(params[head])}, params, head, batch)
-            loss = known_labels(loss, keys, head)
+        a, loss = self._masks(phi, params, key), self.loss
+        if known:
+            loss = known_labels(loss, known, self.head)
         on = submodels.masked(self.units, params, a)
         mean, _ = fad.local.evaluate(on, batch, loss=loss)
         share = self.costs.flops({k: jnp.mean(v) for k, v in a.items()})

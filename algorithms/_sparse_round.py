@@ -85,8 +85,10 @@ def _round(params: Any, part: fad.AtClients, tier: Tier) -> fad.Coverage:
     vector, rest = split(params)
     size = vector.size
 
-    def places(mask, count):
-        return jnp.nonzero(mask, size=count, fill_value=-1)[0].astype(jnp.int32)
+    def places(mask, count):  # jnp.nonzero, which fad.map cannot lower in jax 0.12
+        at = jnp.where(mask, jnp.cumsum(mask, dtype=jnp.int32) - 1, count)
+        index = jnp.arange(size, dtype=jnp.int32)
+        return jnp.full(count, -1, jnp.int32).at[at].set(index, mode="drop")
 
     def unpacked(bits):
         mask = jnp.unpackbits(bits, count=size).astype(bool)

@@ -76,8 +76,21 @@ def fedsep_submodels(
 
     Returns:
         The algorithm; a client's memory is its ``Memory`` of masks.
+
+    Raises:
+        FadError: The encode is none, or the model has no hidden units.
     """
+    if encode not in get_args(Encode):
+        raise fad.FadError(
+            f"fedsep_submodels(encode={encode!r}): expected 'first', the paper's, or "
+            "'both' terms of the encoder."
+        )
     units = units_of(task)
+    if not units.groups:
+        raise fad.FadError(
+            f"fedsep_submodels: the model of the task {task.name!r} has no hidden "
+            "units to choose from. Take a model with a hidden layer, or fedavg."
+        )
     model = jax.eval_shape(task.init, jax.random.key(0))
     rows = {name: a[:2] for name, a in task.test.items()}
     costs = submodels.costs(task.loss, model, rows)

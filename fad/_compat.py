@@ -73,8 +73,15 @@ def shape_struct(aval: ShapedArray) -> jax.ShapeDtypeStruct:
 
 
 def make_jaxpr(fn: Callable, avals: Sequence[ShapedArray]) -> ClosedJaxpr:
-    """Trace ``fn`` at ``avals``, weak types and shardings included."""
-    return jax.make_jaxpr(fn)(*map(shape_struct, avals))
+    """Trace ``fn`` at ``avals``, weak types and shardings included.
+
+    JAX 0.12 traces some functions (``jnp.nonzero``) to primitives of a higher level,
+    which no primitive around them may hold; it has them lowered.
+    """
+    closed = jax.make_jaxpr(fn)(*map(shape_struct, avals))
+    if not getattr(closed.jaxpr, "is_high", False):
+        return closed
+    return pe.lower_jaxpr2(closed)  # type: ignore
 
 
 def hoist_constants(closed: ClosedJaxpr) -> tuple[ClosedJaxpr, list[Any]]:

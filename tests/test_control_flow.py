@@ -225,3 +225,19 @@ def test_cond_and_while_around_rounds_on_slices(flag):
     plain = lambda w: run(masks.plain_slice_round, w, masks.DATA)  # noqa: E731
     actual = jax.jit(lambda w: jax.jvp(by_w, (w,), (w,)))(w)
     assert_same(actual, jax.jvp(plain, (w,), (w,)))
+
+
+def test_a_client_may_call_what_jax_lowers_later():
+    """``jnp.nonzero`` is a primitive of a higher level in JAX 0.12."""
+
+    @fad.program
+    def total(w, x):
+        def client(v):
+            return jnp.sum((v * w)[jnp.nonzero(v, size=2)[0]])
+
+        return fad.sum(fad.map(client, x))
+
+    x = fad.AtClients(jnp.array([[1.0, 0.0, 2.0], [0.0, 3.0, 1.0]]))
+    value, slope = jax.jit(jax.value_and_grad(total))(2.0, x)
+    assert (float(value), float(slope)) == (14.0, 7.0)
+    assert fad.plan(total)(2.0, x).cost().rounds == 1

@@ -1,5 +1,6 @@
 """FedSep over learned sub-models against full arrays, masks and a search by hand."""
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from algorithms._mask_search import Search
 from algorithms._submodel_round import units_of
 from fad import submodels
 from fad.models import ResNet18, narrow
+from tests.algorithms.test_fedprox import half
 from tests.algorithms.test_submodel_fedavg import (
     STEPS,
     WIDTHS,
@@ -313,6 +315,30 @@ def test_one_client_that_lacks_labels_with_both_terms(x64):
         fad.check(algorithm.step, allow="decode")(*args)
 
 
+@pytest.mark.once
+def test_a_search_leaves_out_the_labels_of_no_batch(x64):
+    """Not those that only the batch of its step lacks."""
+    s = small_search(head="out")
+    y, task = np.asarray(s.batches.examples["y"][s.batches.mask]), make_task()
+    assert len(set(y[3:])) < len(set(y)) < C
+    there = np.isin(np.arange(C), y)
+
+    def known(params, rows):
+        out = jax.tree.map(
+            lambda x: jnp.where(there.reshape(*[1] * (x.ndim - 1), -1), x, 0),
+            params["out"],
+        )
+        return task.loss({**params, "out": out}, rows)
+
+    def scores(search):
+        memory, key = search.init(s.params), jax.random.key(0)
+        args = (s.params, s.batches, memory, jnp.asarray(0.6), key)
+        return jax.jit(search.run)(*args).scores["in"]
+
+    plain = dataclasses.replace(s.search, loss=known, head="")
+    np.testing.assert_allclose(scores(s.search), scores(plain), rtol=0, atol=1e-12)
+
+
 def test_what_is_not_finite_makes_scores_that_are_not(x64):
     """So that the loop, which looks at memories, ends the run."""
     s = small_search()
@@ -324,12 +350,34 @@ def test_what_is_not_finite_makes_scores_that_are_not(x64):
     assert found.searches == 1
 
 
-def test_precisions(x64):
-    for dtype, own in ((jnp.float32, jnp.float32), (jnp.float64, jnp.float64)):
-        s = small_search()
+@pytest.mark.parametrize("encode", ["first", "both"])
+def test_precisions(encode):
+    """Clients' networks are float32 beside a model in bfloat16."""
+    options = {**OPTIONS, "client": optax.sgd(0.2), "labels": True}
+    algorithm = fedsep.fedsep_submodels(make_task(), encode=encode, **options)
+
+    def rounds(key):
+        state = algorithm.init(key)
+        before = state._replace(params=half(state.params))
+        own, cohort = first_memories(algorithm, before, 4), half(cohort_of(range(4)))
+        after, _, new = algorithm.step(before, cohort, key, fad.AtClients(own))
+        return (before, own), (after, new.unsafe_gather())
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam
+        found = jax.eval_shape(rounds, jax.random.key(0))
+    before, after = jax.tree.map(lambda x: x.dtype, found)
+    assert after == before
+    state, own = before
+    assert set(jax.tree.leaves(state.params)) == {jnp.dtype(jnp.bfloat16)}
+    assert own.scores["in"] == jnp.float32
+
+
+def test_precision_of_masks(x64):
+    s = small_search()
+    for dtype in (jnp.float32, jnp.float64):
         params = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), s.params)
         memory = jax.eval_shape(s.search.init, params)
-        assert memory.scores["in"].dtype == own
+        assert memory.scores["in"].dtype == dtype
 
 
 # ------------------------------------------------------------------------------------
@@ -421,3 +469,20 @@ def test_configs_are_checked(config, message):
 def test_a_width_that_leaves_no_unit_is_told():
     with pytest.warns(UserWarning, match="at the width 0.1 no unit of in would be"):
         fedsep.build(fedsep.Config(widths=(1.0, 0.1)), make_task())
+
+
+def test_an_unknown_encode_and_a_model_without_units_are_refused():
+    options = {"widths": (1.0,), "client": optax.sgd(0.1)}
+    with pytest.raises(fad.FadError, match=r"encode='second'.*'first'.*or 'both'"):
+        fedsep.fedsep_submodels(make_task(), encode="second", **options)  # type: ignore
+    x, y = np.ones((4, D)), np.arange(4, dtype=np.int32) % C
+    linear = fad.data.Task(
+        name="linear",
+        train=fad.data.Federated({"x": x, "y": y}, np.array([0, 2, 4])),
+        test={"x": x, "y": y},
+        init=lambda key: jnp.zeros((D, C)),
+        loss=lambda params, e: (e["x"] @ params).sum(1),
+        metrics=lambda params, e: {"sum": (e["x"] @ params).sum(1)},
+    )
+    with pytest.raises(fad.FadError, match="'linear' has no hidden units"):
+        fedsep.fedsep_submodels(linear, **options)

@@ -11,6 +11,7 @@ import pytest
 
 import fad
 from algorithms import _flash_stages, _sparse_masks, fedavg, feddst, flash, zerofl
+from tests.algorithms.test_fedprox import half
 
 D, H, C, ROWS, STEPS = 3, 4, 2, 3, 2
 SIZES = (D * H, H * C)  # of the layers; 20 weights
@@ -346,10 +347,51 @@ def test_what_layers_keep():
     assert count(params, 0.95, "erk") == [11, 8]  # The last is whole.
     assert count(params, 1.0, "erk") == [12, 8]
     assert count(params, 0.01, "erk") == [1, 1]
-    assert _flash_stages.shared(jnp.array([9.2, 5.8]), 15).tolist() == [9, 6]
-    assert _flash_stages.shared(jnp.array([12, 0]), 8).tolist() == [7, 1]
+    shared, sizes = _flash_stages.shared, jnp.array(SIZES)
+    assert shared(jnp.array([9.2, 5.8]), 15, sizes).tolist() == [9, 6]
+    assert shared(jnp.array([12, 0]), 8, sizes).tolist() == [7, 1]
+    assert shared(jnp.array([6, 1.5]), 15, sizes).tolist() == [12, 3]  # 13 at first
+    resnet18 = [1728, 5120, *[36864] * 4, 73728, 147456, 8192, 147456, 147456]
+    resnet18 += [294912, 589824, 32768, 589824, 589824, 1179648, 2359296, 131072]
+    resnet18 += [2359296, 2359296]  # their shares of 11,164,352 are not exact
+    large = jnp.array(resnet18)
+    assert shared(large, sum(resnet18), large).tolist() == resnet18
     mask = _sparse_masks.top(jnp.array([1.0, 2, 2, jnp.nan, 0, 0]), [4, 2], [2, 1])
     assert mask.tolist() == [False, True, False, True, True, False]
+
+
+@pytest.mark.once
+def test_flash_whose_first_clients_are_all_empty(x64):
+    """Layers keep the first mask's shares; one round with clients is enough."""
+    key, (_, cohort) = jax.random.key(0), make_cohorts(1)[0]
+    batches = cohort.unsafe_gather()
+    nobody = fad.AtClients(batches._replace(mask=jnp.zeros_like(batches.mask)))
+    algorithm, found = make("flash"), []
+    before, step = algorithm.init(key), jax.jit(algorithm.step)
+    for second in (nobody, cohort):
+        state, _ = step(before, nobody, key)
+        state, _ = step(state, second, key)
+        found.append(_sparse_masks.in_layers(state.mask, SIZES).tolist())
+        kept = [int((p != 0).sum()) for p in plain(state.params)[:2]]
+        assert found[-1] == kept
+    assert found[0] == shared(SIZES, 15) == [9, 6]
+    assert sum(found[1]) == 15
+    assert found[1] == shared(state.layers, 15)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_params_in_bfloat16_keep_their_dtype(name):
+    algorithm, key = make(name), jax.random.key(0)
+    ((_, cohort),) = make_cohorts(1)
+
+    def rounds(key):
+        state = algorithm.init(key)
+        before = state._replace(params=half(state.params))
+        return before, algorithm.step(before, half(cohort), key)[0]
+
+    before, after = jax.tree.map(lambda x: x.dtype, jax.eval_shape(rounds, key))
+    assert after == before
+    assert jnp.bfloat16 in jax.tree.leaves(before.params)
 
 
 def test_models_without_enough_weights_are_refused():

@@ -295,6 +295,13 @@ def test_labels_are_one_class_for_each_example(y):
         last_layer(units_of(task), model, y)
 
 
+def test_a_layer_of_one_unit_is_not_the_last_one():
+    model = {"norm": {"bias": jnp.ones(1), "scale": jnp.ones(1)}}
+    model["last"] = {"kernel": jnp.ones((1, C)), "bias": jnp.ones(C)}
+    none = fad.submodels.Units((), model)
+    assert last_layer(none, model, np.arange(C)) == "last"
+
+
 @pytest.mark.once
 def test_units_that_nobody_has_are_told(x64):
     import optax
