@@ -1,7 +1,7 @@
 """FedSep's learned sub-models: clients choose the units that they train.
 
 Li and Huang, "Resolving the Tug-of-War: A Separation of Communication and Learning in
-Federated Learning", NeurIPS 2023, section 3.2 ("model-heterogeneous"). A client of
+Federated Learning", NeurIPS 2023, section 4.2. A client of
 width r decodes the global model omega to ``a_i * omega``, its sub-model of the best
 units for its own data:
 

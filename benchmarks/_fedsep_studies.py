@@ -12,7 +12,7 @@ from benchmarks._study import Series, Study
 ROUNDS = 60
 BATCH, LOCAL_STEPS = 32, 5
 SIZES = (10, 100, 500, 1000, 2000, 5000, 10_000, 20_000)
-FEWER, FEWEST = (100, 1000, 5000, 10_000, 20_000), (100, 1000, 10_000)
+FEWER = (100, 1000, 5000, 10_000, 20_000)
 MNIST_MODEL, CIFAR_MODEL = 23_274, 94_666  # parameters
 
 _METHODS = """FedSep sends p numbers each way. "FedSep, subspace" has no penalty: its
@@ -48,9 +48,10 @@ of {BATCH}; plain SGD at the clients.
 
 {_METHODS}
 
-Reduced for two cores: {ROUNDS} rounds, three values of p, the count-sketch at one of
-them, and neither the LASSO decoder, random-k, QSGD nor low rank. Nothing was tuned for
-this set: the settings follow those of MNIST."""
+Reduced for two cores: {ROUNDS} rounds, two values of p, the count-sketch at one of
+them, and neither the LASSO decoder, random-k, QSGD nor low rank. With two classes per
+client FedAvg itself is at 16 % after so many rounds (FedAdam at 17 %), so that split is
+left out. Nothing was tuned for this set: the settings follow those of MNIST."""
 
 Part = Literal["paper", "others"]
 
@@ -151,13 +152,13 @@ MNIST = Study(
 CIFAR = Study(
     title="FedSep and compressed FedAvg on CIFAR-10, re-compressed as JPEG",
     config="cifar10_jpeg_fedsep.toml",
-    splits=_splits(),
+    splits={"i.i.d.": _splits()["i.i.d."]},
     targets=(),
     about=ABOUT_CIFAR,
     series={
         **_WHOLE,
-        **_of_p("FedSep, subspace", _subspace, CIFAR_MODEL, FEWEST),
-        **_of_p("Top-K", _top_k, CIFAR_MODEL, FEWEST),
+        **_of_p("FedSep, subspace", _subspace, CIFAR_MODEL, (1000, 10_000)),
+        **_of_p("Top-K", _top_k, CIFAR_MODEL, (1000, 10_000)),
         **_of_p("count-sketch", _sketch, CIFAR_MODEL, (10_000,)),
     },
 )

@@ -22,8 +22,8 @@ class Decoder(NamedTuple):
             relative to where the decoder begins; zero where it is exact.
 
     References:
-        Li and Huang, "FedSep: federated learning with separated communication and
-        learning parameters", NeurIPS 2023, section 3.
+        Li and Huang, "Resolving the Tug-of-War: A Separation of Communication and
+        Learning in Federated Learning", NeurIPS 2023, section 3.
     """
 
     decode: Callable[[Any, Any], Any]

@@ -127,10 +127,10 @@ def lasso(
         ([7], 2.7)
 
     References:
-        Li and Huang, "FedSep: federated learning with separated communication and
-        learning parameters", NeurIPS 2023, section 4.1 and appendix A.1; Johnson and
-        Guestrin, "Blitz: a principled meta-algorithm for scaling sparse optimization",
-        ICML 2015 (working sets).
+        Li and Huang, "Resolving the Tug-of-War: A Separation of Communication and
+        Learning in Federated Learning", NeurIPS 2023, section 4.1 and appendix A.1;
+        Johnson and Guestrin, "Blitz: a principled meta-algorithm for scaling sparse
+        optimization", ICML 2015 (working sets).
     """
     call = "fad.decoders.lasso"
     made = of_data(call, sketch)

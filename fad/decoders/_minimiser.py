@@ -68,8 +68,8 @@ def minimiser(
         (6.0, 3.0)
 
     References:
-        Li and Huang, "FedSep: federated learning with separated communication and
-        learning parameters", NeurIPS 2023, Algorithm 1 and Eq. 3.
+        Li and Huang, "Resolving the Tug-of-War: A Separation of Communication and
+        Learning in Federated Learning", NeurIPS 2023, Algorithm 1 and Eq. 3.
     """
     call = "fad.decoders.minimiser"
     steps = check_count(call, "steps", steps, least=1)

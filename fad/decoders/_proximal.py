@@ -82,9 +82,9 @@ def proximal(
 
     References:
         Beck and Teboulle, "A fast iterative shrinkage-thresholding algorithm for linear
-        inverse problems", SIAM Journal on Imaging Sciences 2009; Li and Huang, "FedSep:
-        federated learning with separated communication and learning parameters",
-        NeurIPS 2023, appendix A.1.
+        inverse problems", SIAM Journal on Imaging Sciences 2009; Li and Huang,
+        "Resolving the Tug-of-War: A Separation of Communication and Learning in
+        Federated Learning", NeurIPS 2023, appendix A.1.
     """
     call = "fad.decoders.proximal"
     steps = check_count(call, "steps", steps, least=1)

@@ -77,7 +77,7 @@ def test_a_page_of_what_is_kept(tmp_path, monkeypatch):
     assert "| random-k | - | 97.0 ± 0.0 |" in text
     assert "| QSGD 7 levels | 0.118 | 96.0 (1 diverged) |" in text
     assert "| Top-K, p = 10 | 0.00043 | 0.04 | 93 |" in text
-    assert "2 seeds, of the partition too" in text
+    assert "Seeds: 2, of the partition too" in text
     assert "after 20 rounds" in text
     assert "All 14 runs took 7 minutes of one core, the longest 30 seconds." in text
     assert "python -m benchmarks fedsep x --seeds 2" in text
@@ -88,6 +88,7 @@ def test_what_is_ahead_and_what_is_not():
     text = page._verdict(page.points(a_study(FOUND), FOUND, "one"))
     best = "Best of what sends p numbers up: FedSep, subspace at p = 10; random-k at"
     assert f"{best} p = 1,000." in text
+    assert "that is so here at 1 of the 2 p up to 1,000." in text
     assert (
         "FedSep, subspace against Top-K: ahead at p = 10 (+22.0); even at p = 1,000 "
         "(-0.5)." in text
@@ -98,16 +99,16 @@ def test_what_is_ahead_and_what_is_not():
         "random-k p = 1,000." in text
     )
     assert "Within 1 point of FedAvg from: FedSep, subspace no p; Top-K no p" in text
-    assert "no other method sends less than 93 KB" in text
-    assert "p = 1,000, with 8.0 KB: 91.5 ± 0.7 %." in text
+    assert "the others send 93 KB in a round or more" in text
+    assert "at p = 1,000, with 8.0 KB, 1 / 12 of that: 91.5 ± 0.7 %." in text
 
 
 def test_a_run_that_diverged_is_a_guess():
     gone, there = np.array([np.nan, np.nan]), np.array([30.0, 32.0])
-    assert page.compare(there, gone) == ("ahead", "+21.0")
-    assert page.compare(gone, there) == ("behind", "-21.0")
-    assert page.compare(gone, gone) == ("even", "+0.0")
-    assert page.compare(there[:1], gone) == ("ahead", "+20.0")
+    assert page.compare(there, gone) == ("ahead", " (+21.0)")
+    assert page.compare(gone, there) == ("behind", " (-21.0)")
+    assert page.compare(gone, gone) == ("neither above 20 %", "")
+    assert page.compare(there[:1], gone) == ("ahead", " (+20.0)")
     assert page.mean(gone) == "diverged"
 
 
