@@ -80,17 +80,8 @@ def fedsep_submodels(
     Raises:
         FadError: The encode is none, or the model has no hidden units.
     """
-    if encode not in get_args(Encode):
-        raise fad.FadError(
-            f"fedsep_submodels(encode={encode!r}): expected 'first', the paper's, or "
-            "'both' terms of the encoder."
-        )
     units = units_of(task)
-    if not units.groups:
-        raise fad.FadError(
-            f"fedsep_submodels: the model of the task {task.name!r} has no hidden "
-            "units to choose from. Take a model with a hidden layer, or fedavg."
-        )
+    _check(task, units, encode)
     model = jax.eval_shape(task.init, jax.random.key(0))
     rows = {name: a[:2] for name, a in task.test.items()}
     costs = submodels.costs(task.loss, model, rows)
@@ -121,6 +112,19 @@ def fedsep_submodels(
     return submodel_fedavg(
         task, learned, widths=widths, labels=labels, own=own, **options
     )
+
+
+def _check(task: fad.data.Task, units: submodels.Units, encode: str) -> None:
+    if encode not in get_args(Encode):
+        raise fad.FadError(
+            f"fedsep_submodels(encode={encode!r}): expected 'first', the paper's, or "
+            "'both' terms of the encoder."
+        )
+    if not units.groups:
+        raise fad.FadError(
+            f"fedsep_submodels: the model of the task {task.name!r} has no hidden "
+            "units to choose from. Take a model with a hidden layer, or fedavg."
+        )
 
 
 def _tell_rounded_up(sizes: dict[str, int], width: float) -> None:

@@ -52,8 +52,7 @@ def points(study: Study, found: Mapping[str, Any], split: str) -> list[Point]:
     out = []
     for label, own in kept.items():
         method, _, setting = label.partition(": ")
-        down, up = own.run["bytes"]
-        values = 100 * own.values[:, -1]
+        values, (down, up) = 100 * own.values[:, -1], own.run["bytes"]
         out.append(Point(method, setting, values, up / whole, down / 1e3, up / 1e3))
     return out
 
@@ -69,8 +68,8 @@ def write_page(command: str, name: str, study: Study, found: Mapping[str, Any]) 
         parts += [f"## {split}", _by_p(own), _by_setting(own), _verdict(own)]
     parts += ["## What a client sends and gets", _traffic(splits), _notes(study, found)]
     parts.append(f"This page was written on: {describe(machine())}.")
-    seeds = _seeds(found)
-    parts.append(f"Run it again: `python -m benchmarks {command} {name} {seeds}`.")
+    again = f"python -m benchmarks {command} {name} {_seeds(found)}"
+    parts.append(f"Run it again: `{again}`.")
     (folder / f"{page}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
@@ -121,13 +120,15 @@ def _best(own: list[Point]) -> Iterator[str]:
     first, small = {}, {}
     for p, here in _numbers(own).items():
         means = {x.method: float(np.nan_to_num(x.values.mean())) for x in here}
+        if len({method.startswith(OURS) for method in means}) < 2:
+            continue
         best = max(means, key=lambda k, means=means: means[k])
         first.setdefault(best, []).append(f"{p:,}")
         small |= {p: best.startswith(OURS)} if p <= 1000 else {}
     said = [f"{method} at p = {', '.join(ps)}" for method, ps in first.items()]
     if said:
         yield f"Best of what sends p numbers up: {'; '.join(said)}."
-    if small:
+    if small and len(own[0].values) > 1:
         yield (
             "The paper has FedSep ahead of all at high compression. By bytes up, that "
             f"is so here at {sum(small.values())} of the {len(small)} p up to 1,000."
@@ -159,10 +160,10 @@ def compare(mine: np.ndarray, other: np.ndarray) -> tuple[str, str]:
     that diverged has no accuracy: it is that of a guess between ten classes.
     """
     seeds = min(len(mine), len(other))
-    both = [np.nan_to_num(x[:seeds], nan=10) for x in (mine, other)]
-    gap = both[0] - both[1]
-    if max(x.mean() for x in both) < 20:
+    a, b = (np.nan_to_num(x[:seeds], nan=10) for x in (mine, other))
+    if max(a.mean(), b.mean()) < 20:
         return _NEITHER, ""
+    gap = a - b
     spread = gap.std(ddof=1) if seeds > 1 else 0.0
     how = "ahead" if gap.mean() > 0 else "behind"
     return "even" if abs(gap.mean()) <= spread else how, f" ({gap.mean():+.1f})"

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.once
 MNIST = STUDIES["classical_mnist"]
 
 
-@pytest.mark.once
+@pytest.mark.slow
 def test_the_page_is_what_the_code_says():
     with jax.numpy_dtype_promotion("standard"):  # optax's projection needs it
         assert methods.PAGE.read_text("utf-8") == methods.page()
