@@ -22,7 +22,8 @@ theta_init and a function of p numbers. With the other methods it is not: what g
 adds up over the rounds, and the whole model goes down. Top-K (with error feedback)
 sends p / 2 values and as many places, the count-sketch (FetchSGD) 5 x p / 5 numbers,
 random-k p numbers of the update. What FetchSGD's and random-k's servers change is
-sparse, and could go down so; here it does not."""
+sparse, as is for few clients what Top-K's does (of ten clients up to 5 p places), and
+could go down so; here it does not."""
 
 ABOUT = f"""10 clients, all in every round, with 6,000 examples each; the paper's CNN of
 four layers, 23,274 parameters (the strides are chosen here; the paper says "around

@@ -82,5 +82,6 @@ def choice_text(found: Mapping[str, Any]) -> str:
         "before it trains them; mean over all clients.\n\n"
         f"{table(rows, columns)}\n\n"
         f"The learned kernels are better than both the first ones and random ones at "
-        f"{better} of {len(narrow)} widths below 1."
+        f"{better} of {len(narrow)} widths below 1. That is on a client's own few "
+        "classes; the tables above are of the global model, on all of them."
     )

@@ -103,7 +103,11 @@ def _listed(texts: list[str]) -> str:
 
 def _table(study: Study, found: Mapping[str, Any], split: str, column: int) -> str:
     columns = {"series": "method", "kind": "clients differ by"}
-    columns |= {"final": f"final {study.metric}, %", "flops": "MFLOP / round"}
+    columns |= {
+        "seeds": "seeds",
+        "final": f"final {study.metric}, %",
+        "flops": "MFLOP / round",
+    }
     columns |= {"sent": "KB / round", "paper": "the paper, CIFAR-10, %"}
     rows = []
     for label, own in drawn(study, found, split).items():
@@ -112,6 +116,7 @@ def _table(study: Study, found: Mapping[str, Any], split: str, column: int) -> s
             {
                 "series": label,
                 "kind": kind_of(label),
+                "seeds": len(own.values),
                 "final": _mean(100 * own.final()),
                 "flops": f"{cost.mflop:.0f}",
                 "sent": f"{cost.down:.0f} + {cost.up:.0f}",
@@ -135,27 +140,29 @@ def _mean(values: np.ndarray) -> str:
     there = values[np.isfinite(values)]
     if not len(there):
         return "diverged"
-    spread = there.std(ddof=1) if len(there) > 1 else 0.0
+    spread = f" ± {there.std(ddof=1):.2f}" if len(there) > 1 else ""
     gone = len(values) - len(there)
-    text = f"{there.mean():.2f} ± {spread:.2f}"
+    text = f"{there.mean():.2f}{spread}"
     return text + (f" ({gone} diverged)" if gone else "")
 
 
 def _notes(study: Study, found: Mapping[str, Any]) -> str:
     splits = [split for kept in found.values() for split in kept["splits"].values()]
     runs = [run for split in splits for run in split["runs"].values()]
-    counts = [len(split["runs"]) for split in splits]
-    seeds = f"{min(counts)} to {max(counts)}" if len({*counts}) > 1 else f"{counts[0]}"
+    counts = {len(split["runs"]) for split in splits} - {0}
+    seeds = " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
     seconds = [run["seconds"] for run in runs]
     missing = [label for label in PAPER if label not in found]
+    few = " With one seed differences of two points or so mean nothing."
+    few = few if min(counts) == 1 else ""
     lacks = f" Not run: {_listed(missing)}." if missing else ""
     return (
-        f"{seeds} seeds, of the partition too; mean ± standard deviation over them, of "
-        f"differences seed by seed. Final values are means of the last {LAST} of "
+        f"Seeds: {seeds}, of the partition too; mean ± standard deviation over them, "
+        f"of differences seed by seed. Final values are means of the last {LAST} of "
         f"{len(runs[0]['steps'])} evaluations. FLOPs and bytes (down + up) are those "
         "of one client in one round, by `fad.plan`, the mean over a cohort. "
-        f"All {len(runs)} runs took {sum(seconds) / 60:.0f} minutes of one core, the "
-        f"longest {max(seconds):.0f} seconds.{lacks}"
+        f"All {len(runs)} runs took {sum(seconds) / 60:.0f} minutes, one at a time "
+        f"beside other work, the longest {max(seconds):.0f} seconds.{few}{lacks}"
     )
 
 

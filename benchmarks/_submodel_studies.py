@@ -36,17 +36,18 @@ dealt anew in every round; static batch norm; logits of classes that a client do
 have are zero, and a class's row is averaged over the clients that have it. The whole
 protocol is in `configs/cifar10_table1.toml` and `configs/cifar100_table1.toml`, for
 whom has CIFAR and a GPU."""
-REDUCED = """Reduced, so that all of it takes under an hour on one core: the images are
-those of "CIFAR-10, re-compressed as JPEG", averaged to 16 by 16 pixels (**no number
-here is one of CIFAR-10**); a pre-activation ResNet of three blocks, with 16, 32 and 64
-channels, in place of ResNet-18; 20 clients in place of 100, 10 in a round, 2 of each
-width; 50 examples of a client in a round, in batches of 10; {rounds} rounds in place of
-3,200; 1,000 test images, drawn by the seed; SGD without momentum, weight decay and
-clipping, whose rate does not fall. 2,000 training images are the public data of FedDF,
-DS-FL and Fed-ET, whose labels nobody sees; no client has them. These three, of 128
-public images and 10 steps of distillation in a round, and ZeroFL, FedDST and Flash have
-no masked loss here: they are as in their own papers, at other sizes. FedSep's clients
-search for their masks in every tenth round, by 10 steps, and in their first."""
+REDUCED = """Reduced, to about 50 minutes of processor time for a seed of all methods:
+the images are those of "CIFAR-10, re-compressed as JPEG", averaged to 16 by 16 pixels
+(**no number here is one of CIFAR-10**); a pre-activation ResNet of three blocks, with
+16, 32 and 64 channels, in place of ResNet-18; 20 clients in place of 100, 10 in a
+round, 2 of each width; 50 examples of a client in a round, in batches of 10; {rounds}
+rounds in place of 3,200; 1,000 test images, drawn by the seed; SGD without momentum,
+weight decay and clipping, whose rate does not fall. 2,000 training images are the
+public data of FedDF, DS-FL and Fed-ET, whose labels nobody sees; no client has them.
+These three, of 128 public images and 10 steps of distillation in a round, and ZeroFL,
+FedDST and Flash have no masked loss here: they are as in their own papers, at other
+sizes. FedDF averages two clients of a size in a round. FedSep's clients search for
+their masks in every tenth round, by 10 steps, and in their first."""
 COUNTED = """FLOPs are those that a client of a cohort does in a round, the mean over
 its tiers. ZeroFL, FedDST and Flash give each tier a density, 1 to 1/16, in place of a
 width; here they compute with dense matrices, and what is shown is those FLOPs times the

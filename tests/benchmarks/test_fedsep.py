@@ -13,6 +13,8 @@ from benchmarks._report import ROOT
 from benchmarks._study import Series, Study
 from fad.experiment import load
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_run_has_a_configuration(name):
