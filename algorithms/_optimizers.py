@@ -77,3 +77,10 @@ def optimizers_of(
     client_lr = hyper.get("client_lr", config.client_lr)
     momentum = config.client_momentum or None
     return optax.chain(direction, steps), optax.sgd(client_lr, momentum=momentum)
+
+
+def with_client(options: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's options with its clients' SGD for the step and momentum."""
+    rest = dict(options)
+    lr, momentum = rest.pop("client_lr"), rest.pop("client_momentum")
+    return rest | {"client": optax.sgd(lr, momentum=momentum or None)}

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import optax
-
+from algorithms._optimizers import with_client
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting
 
@@ -30,6 +29,4 @@ class BaseConfig:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of an algorithm's builder."""
-        options = dict(vars(self))
-        lr, momentum = options.pop("client_lr"), options.pop("client_momentum")
-        return options | {"client": optax.sgd(lr, momentum=momentum or None)}
+        return with_client(vars(self))

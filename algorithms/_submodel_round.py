@@ -25,6 +25,7 @@ import optax
 
 import fad
 from algorithms._labels import known_labels, last_layer, with_labels
+from algorithms._optimizers import with_client
 from algorithms._pruned_coverage import uncovered, warn
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting, move, weigh
@@ -183,6 +184,4 @@ class BaseConfig:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of ``submodel_fedavg``."""
-        options = dict(vars(self))
-        lr, momentum = options.pop("client_lr"), options.pop("client_momentum")
-        return options | {"client": optax.sgd(lr, momentum=momentum or None)}
+        return with_client(vars(self))

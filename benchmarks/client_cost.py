@@ -49,14 +49,14 @@ the kernels and the numbers that say which. The time is that of one step of loca
 training, compiled, on one core, all widths in turns."""
 
 
-def task() -> fad.data.Task:
+def task(size: int = 32, blocks: tuple[int, ...] = (1, 1, 1, 1)) -> fad.data.Task:
     """Return a task of random images, in any width."""
     rng = np.random.default_rng(0)
     examples = {
-        "x": rng.normal(size=(4, 32, 32, 3)).astype(np.float32),
+        "x": rng.normal(size=(4, size, size, 3)).astype(np.float32),
         "y": np.arange(4, dtype=np.int32),
     }
-    model = ResNet18(10, norm="static_batch", width=64, blocks=(1, 1, 1, 1))
+    model = ResNet18(10, norm="static_batch", width=64, blocks=blocks)
 
     def at(width: float, scaled: bool = False) -> fad.data.Task:
         del scaled

@@ -15,8 +15,8 @@ from algorithms import fedsep_submodels as fedsep
 from algorithms._mask_round import second_term
 from algorithms._mask_search import Search
 from algorithms._submodel_round import units_of
+from benchmarks import client_cost
 from fad import submodels
-from fad.models import ResNet18, narrow
 from tests.algorithms.test_fedprox import half
 from tests.algorithms.test_submodel_fedavg import (
     STEPS,
@@ -385,39 +385,11 @@ def test_precision_of_masks(x64):
 # ------------------------------------------------------------------------------------
 
 
-def image_task():
-    rng = np.random.default_rng(0)
-    examples = {
-        "x": rng.normal(size=(4, 8, 8, 3)).astype(np.float32),
-        "y": np.arange(4, dtype=np.int32),
-    }
-    model = ResNet18(10, norm="static_batch", width=64, blocks=(1, 1))
-
-    def at(width, scaled=False):
-        del scaled
-        net = narrow(model, width)
-
-        def loss(params, rows):
-            logits: Any = net.apply({"params": params}, rows["x"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, rows["y"])
-
-        return fad.data.Task(
-            name="images",
-            train=fad.data.Federated(examples, np.array([0, 2, 4])),
-            test=examples,
-            init=lambda key: net.init(key, examples["x"])["params"],
-            loss=loss,
-            metrics=lambda params, rows: {"loss": loss(params, rows)},
-            narrow=at,
-        )
-
-    return at(1.0), examples
-
-
 @pytest.mark.once
 def test_a_clients_work_and_traffic_fall_with_its_kernels():
     """Of the convolutions, within 1.3 of the products of the shares of kernels kept."""
-    task, examples = image_task()
+    task = client_cost.task(size=8, blocks=(1, 1))
+    examples = task.test
     model = jax.eval_shape(task.init, jax.random.key(0))
     units, rows = units_of(task), {k: v[:2] for k, v in examples.items()}
     costs, whole = submodels.costs(task.loss, model, rows), []
