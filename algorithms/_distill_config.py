@@ -6,17 +6,16 @@ from typing import Any
 
 import optax
 
+from algorithms._client_config import ClientConfig
 from algorithms._distill import Distillation
 from algorithms._ranges import check_range
 
 
 @dataclass(frozen=True)
-class BaseConfig:
+class BaseConfig(ClientConfig):
     """The options of local training and of distillation."""
 
     widths: tuple[float, ...] = (1.0, 0.5, 0.25)
-    client_lr: float = 0.1
-    client_momentum: float = 0.0
     public_examples: int = 512
     public_batch: int = 64
     distill_steps: int = 100
@@ -24,18 +23,16 @@ class BaseConfig:
 
     def __post_init__(self):
         """Check the ranges."""
-        check_range(self, "(0, inf)", "client_lr", "distill_lr")
-        check_range(self, "[0, 1)", "client_momentum")
+        super().__post_init__()
+        check_range(self, "(0, inf)", "distill_lr")
         check_range(self, "[1, inf)", "public_examples", "public_batch")
         check_range(self, "[1, inf)", "distill_steps")
         check_widths(self.widths)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that all these algorithms share; Adam distils."""
-        lr, momentum = self.client_lr, self.client_momentum
         return {
             "widths": self.widths,
-            "client": optax.sgd(lr, momentum=momentum or None),
             "distillation": self.distillation(optax.adam),
         }
 

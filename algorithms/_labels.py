@@ -1,7 +1,8 @@
 """Clients that leave out the labels they do not have, of the last layer.
 
-A client is sent the last layer's columns of its own labels, by keys that are -1 for the
-others. Those are zero, and so are their logits, and their gradients, while it trains.
+Its columns of these are zero, and so are their logits, and their gradients, while a
+client trains. With slices a client is sent the columns of its own labels alone, by keys
+that are -1 for the others.
 """
 
 from collections.abc import Callable
@@ -47,12 +48,17 @@ def last_layer(units: submodels.Units, params: Any, y: Any) -> str:
     return head
 
 
+def own_labels(batches: fad.local.Batches, classes: int) -> jax.Array:
+    """Return which labels a client has among its real examples: ``[classes]`` bool."""
+    y = jnp.where(batches.mask, batches.examples["y"], classes)
+    return jnp.zeros(classes, bool).at[y.reshape(-1)].set(True, mode="drop")
+
+
 def with_labels(keys: Any, params: Any, head: str, batches: Any) -> Any:
     """Return one client's keys with those of its labels: the last axes of ``head``."""
     classes = params[head]["bias"].size
-    y = jnp.where(batches.mask, batches.examples["y"], classes)
-    there = jnp.zeros(classes, bool).at[y.reshape(-1)].set(True, mode="drop")
-    own = jnp.where(there, jnp.arange(classes, dtype=jnp.int32), -1)
+    labels = jnp.arange(classes, dtype=jnp.int32)
+    own = jnp.where(own_labels(batches, classes), labels, -1)
     layer = {
         name: {**(keys[head][name] or {}), leaf.ndim - 1: own}
         for name, leaf in params[head].items()
@@ -60,15 +66,21 @@ def with_labels(keys: Any, params: Any, head: str, batches: Any) -> Any:
     return {**keys, head: layer}
 
 
-def known_labels(loss: Callable[..., Any], keys: Any, head: str) -> Callable[..., Any]:
-    """Return a loss that sees zeros in the last layer for labels of the key -1."""
-
-    def known(name: str, leaf: jax.Array) -> jax.Array:
-        there = keys[head][name][leaf.ndim - 1] >= 0
-        return leaf * there.astype(leaf.dtype).reshape(*[1] * (leaf.ndim - 1), -1)
+def known_labels(
+    loss: Callable[..., Any], own: jax.Array, head: str
+) -> Callable[..., Any]:
+    """Return a loss that sees zeros in the last layer for labels not in ``own``."""
 
     def of_known(params: Any, *examples: Any) -> jax.Array:
-        layer = {name: known(name, leaf) for name, leaf in params[head].items()}
-        return loss({**params, head: layer}, *examples)
+        return loss(scaled_labels(params, own, head), *examples)
 
     return of_known
+
+
+def scaled_labels(params: Any, by: jax.Array, head: str) -> Any:
+    """Return the params with the last layer's columns times numbers ``[classes]``."""
+
+    def scaled(leaf: jax.Array) -> jax.Array:
+        return leaf * by.astype(leaf.dtype).reshape(*[1] * (leaf.ndim - 1), -1)
+
+    return {**params, head: jax.tree.map(scaled, params[head])}

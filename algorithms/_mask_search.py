@@ -21,7 +21,7 @@ import optax
 from jax.lax import stop_gradient
 
 import fad
-from algorithms._labels import known_labels, with_labels
+from algorithms._labels import known_labels, own_labels
 from fad import models, submodels
 
 
@@ -74,10 +74,9 @@ class Search:
         """Return the memory after a search within a share of the operations."""
         real = jnp.any(batches.mask, axis=1)
         order = jnp.argsort(~real, stable=True)  # batches of padding come last
-        count, known = jnp.maximum(jnp.sum(real), 1), {}
+        count, known = jnp.maximum(jnp.sum(real), 1), None
         if self.head:
-            layer = {self.head: dict.fromkeys(params[self.head])}
-            known = with_labels(layer, params, self.head, batches)
+            known = own_labels(batches, params[self.head]["bias"].size)
 
         def step(carry, s):
             at = order[s % count]
@@ -122,7 +121,7 @@ class Search:
         self, phi: Any, params: Any, batch: Any, known: Any, budget: Any, key: jax.Array
     ) -> jax.Array:
         a, loss = self._masks(phi, params, key), self.loss
-        if known:
+        if known is not None:
             loss = known_labels(loss, known, self.head)
         on = submodels.masked(self.units, params, a)
         mean, _ = fad.local.evaluate(on, batch, loss=loss)

@@ -59,6 +59,26 @@ def scaled(step: Any, layers: Any = None) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+def clipped(bound: float) -> optax.GradientTransformation:
+    """Return a transformation that scales to a global norm, at most.
+
+    Unlike ``optax.clip_by_global_norm`` it has a derivative at zero, and takes leaves
+    of several dtypes, whose squares are summed in the widest one, at least float32.
+    """
+
+    def update(updates, params):
+        del params
+        leaves = jax.tree.leaves(updates)
+        kinds = [jnp.dtype(jnp.float32), *(u.dtype for u in leaves)]
+        wide = max(kinds, key=lambda dtype: jnp.finfo(dtype).bits)
+        square = sum(jnp.sum(jnp.square(u.astype(wide))) for u in leaves)
+        above = square > bound**2
+        scale = jnp.where(above, bound / jnp.sqrt(jnp.where(above, square, 1.0)), 1.0)
+        return jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
+
+    return optax.stateless(update)
+
+
 def optimizers_of(
     config: Any, hyper: dict[str, Any]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
@@ -77,10 +97,3 @@ def optimizers_of(
     client_lr = hyper.get("client_lr", config.client_lr)
     momentum = config.client_momentum or None
     return optax.chain(direction, steps), optax.sgd(client_lr, momentum=momentum)
-
-
-def with_client(options: dict[str, Any]) -> dict[str, Any]:
-    """Return a config's options with its clients' SGD for the step and momentum."""
-    rest = dict(options)
-    lr, momentum = rest.pop("client_lr"), rest.pop("client_momentum")
-    return rest | {"client": optax.sgd(lr, momentum=momentum or None)}

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import optax
 
 import fad
+from algorithms._client_config import ClientConfig
 from algorithms._labels import known_labels, last_layer, with_labels
-from algorithms._optimizers import with_client
 from algorithms._pruned_coverage import uncovered, warn
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting, move, weigh
@@ -90,9 +90,8 @@ def submodel_fedavg(
         nobody had, also by leaf but for the last layer's with ``labels``. It warns once
         of each such leaf.
     """
-    units = units_of(task)
+    units, head = units_of(task), head_of(task) if labels else ""
     model = jax.eval_shape(task.init, jax.random.key(0))
-    head = last_layer(units, model, task.test["y"]) if labels else ""
     narrow = [task.at_width(width, scaled=scaled) for width in widths]
     tiers, told = _tiers(narrow, units, choose, widths), set()
 
@@ -111,8 +110,9 @@ def submodel_fedavg(
                 return with_labels(keys, model, head, batches) if head else keys
 
             def work(params, keys, batches, loss=loss):
-                known = known_labels(loss, keys, head) if head else loss
-                local = fad.local.train(params, batches, loss=known, optimizer=client)
+                if head:
+                    loss = known_labels(loss, keys[head]["bias"][0] >= 0, head)
+                local = fad.local.train(params, batches, loss=loss, optimizer=client)
                 weight, _ = weigh(params, local.num_examples, weighting, "refuse")
                 return local.delta, local.loss, weight
 
@@ -165,23 +165,23 @@ def units_of(task: fad.data.Task) -> submodels.Units:
     return submodels.find(task.loss, jax.eval_shape(task.init, jax.random.key(0)), rows)
 
 
+def head_of(task: fad.data.Task) -> str:
+    """Return the name of the last layer of a task's model."""
+    model = jax.eval_shape(task.init, jax.random.key(0))
+    return last_layer(units_of(task), model, task.test["y"])
+
+
 @dataclass(frozen=True)
-class BaseConfig:
+class BaseConfig(ClientConfig):
     """The options of FedAvg over sub-models."""
 
     widths: tuple[float, ...] = (1.0, 0.5, 0.25)
-    client_lr: float = 0.1
-    client_momentum: float = 0.0
     server_lr: float = 1.0
     weighting: Weighting = "uniform"
 
     def __post_init__(self):
         """Check the ranges."""
-        check_range(self, "(0, inf)", "client_lr", "server_lr")
-        check_range(self, "[0, 1)", "client_momentum")
+        super().__post_init__()
+        check_range(self, "(0, inf)", "server_lr")
         if not self.widths or not all(0 < width <= 1 for width in self.widths):
             raise ValueError(f"widths: expected some in (0, 1], got {self.widths!r}")
-
-    def options(self) -> dict[str, Any]:
-        """Return the arguments of ``submodel_fedavg``."""
-        return with_client(vars(self))

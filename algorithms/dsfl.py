@@ -165,6 +165,5 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    options = config.options()
-    options["distillation"] = config.distillation(optax.sgd)
-    return dsfl(task, temperature=config.temperature, **options)
+    distillation, t = config.distillation(optax.sgd), config.temperature
+    return config.algorithm(dsfl, task, distillation=distillation, temperature=t)

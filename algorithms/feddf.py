@@ -128,9 +128,5 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return feddf(
-        task,
-        temperature=config.temperature,
-        weighting=config.weighting,
-        **config.options(),
-    )
+    more = {"temperature": config.temperature, "weighting": config.weighting}
+    return config.algorithm(feddf, task, **more)

@@ -29,6 +29,7 @@ from algorithms import _sparse_masks as masks
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting, move
 from algorithms._sparse_config import BaseConfig
+from algorithms._sparse_labels import Labels
 from algorithms._sparse_regrow import pruned, regrown, train_masked
 from algorithms._sparse_round import Tier, sent, sparse_round
 
@@ -51,6 +52,7 @@ def feddst(
     layers: masks.Layers = "erk",
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    labels: bool = False,
 ) -> fad.Algorithm:
     """Build FedDST.
 
@@ -64,11 +66,12 @@ def feddst(
         layers: How layers share them, as in ``_sparse_masks.layer_counts``.
         server_lr: The server step eta.
         weighting: Weigh clients by their examples, or all the same.
+        labels: Whether clients leave out the labels that they do not have.
 
     Returns:
         The algorithm; its metrics are ``train_loss`` and, of the weights, ``covered``.
     """
-    most = max(densities)
+    most, known = max(densities), Labels(task, labels)
 
     def largest(params, density=most):
         return pruned(params, masks.layer_counts(params, density, layers))
@@ -82,9 +85,9 @@ def feddst(
         falling = share / 2 * (1 + jnp.cos(jnp.pi * t.astype(jnp.float32) / until))
         replaced = jnp.where((t % readjust == 0) & (t <= until), falling, 0.0)
 
-        def work(params, mask, batches):
-            params, mask = regrown(params, mask, batches, task.loss, replaced)
-            local = train_masked(params, mask, batches, loss=task.loss, client=client)
+        def work(params, mask, batches, loss):
+            params, mask = regrown(params, mask, batches, loss, replaced)
+            local = train_masked(params, mask, batches, loss=loss, client=client)
             return sent(local, mask, weighting)
 
         tiers = []
@@ -92,7 +95,7 @@ def feddst(
             k = sum(masks.layer_counts(state.params, density, layers))
             _, mask = largest(state.params, density)
             tiers.append(Tier(work, mask, k, k, told=True))
-        mean = sparse_round(state.params, cohort, tiers)
+        mean = sparse_round(state.params, cohort, tiers, known)
         params, _ = largest(move(state.params, mean.delta, server_lr))
         return State(params, t), mean.metrics
 
@@ -117,4 +120,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return feddst(task, **config.options())
+    return config.algorithm(feddst, task)

@@ -39,4 +39,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return federated_dropout(task, **config.options())
+    return config.algorithm(federated_dropout, task)

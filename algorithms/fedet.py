@@ -35,10 +35,9 @@ import fad
 from algorithms._distill import Distillation, divergence, public_of
 from algorithms._distill_config import BaseConfig
 from algorithms._distill_round import ensemble_round
-from algorithms._labels import last_layer
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting
-from algorithms._submodel_round import units_of
+from algorithms._submodel_round import head_of
 from fad import submodels
 
 
@@ -147,9 +146,8 @@ def _weighted(said: fad.AtClients, label: jax.Array | None = None) -> fad.Covera
 
 def _head(task: fad.data.Task) -> str:
     """Return the name of the last layer, which is no representation."""
-    model = jax.eval_shape(task.init, jax.random.key(0))
     try:
-        return last_layer(units_of(task), model, task.test["y"])
+        return head_of(task)
     except fad.FadError as error:
         raise fad.ConfigError(
             "fedet: a tier of the width 1.0 shares all layers but the last with the "
@@ -188,9 +186,5 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return fedet(
-        task,
-        diversity=config.diversity,
-        weighting=config.weighting,
-        **config.options(),
-    )
+    more = {"diversity": config.diversity, "weighting": config.weighting}
+    return config.algorithm(fedet, task, **more)

@@ -37,4 +37,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return fedrolex(task, **config.options())
+    return config.algorithm(fedrolex, task)

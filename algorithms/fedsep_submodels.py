@@ -35,11 +35,10 @@ import jax
 import optax
 
 import fad
-from algorithms._labels import last_layer
 from algorithms._mask_round import Searches
 from algorithms._mask_search import Search
 from algorithms._ranges import check_range
-from algorithms._submodel_round import BaseConfig, submodel_fedavg, units_of
+from algorithms._submodel_round import BaseConfig, head_of, submodel_fedavg, units_of
 from fad import submodels
 
 Encode = Literal["first", "both"]
@@ -101,7 +100,7 @@ def fedsep_submodels(
         temperature=temperature,
         hidden=hidden,
         rounded=encode == "first",
-        head=last_layer(units, model, task.test["y"]) if labels else "",
+        head=head_of(task) if labels else "",
     )
 
     def learned(units, kept, rounds, key, memory):
@@ -162,4 +161,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return fedsep_submodels(task, **config.options())
+    return config.algorithm(fedsep_submodels, task)

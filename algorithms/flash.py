@@ -35,6 +35,7 @@ from algorithms._flash_stages import after, begin, budgets, sensed, tier_mask
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting
 from algorithms._sparse_config import BaseConfig
+from algorithms._sparse_labels import Labels
 from algorithms._sparse_masks import sizes
 from algorithms._sparse_regrow import regrown, train_masked
 from algorithms._sparse_round import Tier, sent, sparse_round
@@ -51,6 +52,7 @@ def flash(
     share: float = 0.2,
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    labels: bool = False,
 ) -> fad.Algorithm:
     """Build FLASH.
 
@@ -63,11 +65,13 @@ def flash(
         share: The share of weights that is then replaced.
         server_lr: The server step eta.
         weighting: Weigh clients by their examples, or all the same.
+        labels: Whether clients leave out the labels that they do not have.
 
     Returns:
         The algorithm; its metrics are ``train_loss``, before each local step, and
         ``covered``, the share of the weights that somebody sent.
     """
+    known = Labels(task, labels)
 
     def init(key):
         params = task.init(key)
@@ -78,17 +82,17 @@ def flash(
         first, impl = t <= sensing, jax.random.key_impl(key)
         change = ~first & ((t - sensing) % regrow == 0) if regrow else False
 
-        def work(params, mask, batches):
+        def work(params, mask, batches, loss):
             seed = jax.random.wrap_key_data(state.seed, impl=impl)
             params, mask = where(first, task.init(seed), params), mask | first
             if regrow:
                 replaced = jnp.where(change, share, 0.0)
-                params, mask = regrown(params, mask, batches, task.loss, replaced)
-            local = train_masked(params, mask, batches, loss=task.loss, client=client)
+                params, mask = regrown(params, mask, batches, loss, replaced)
+            local = train_masked(params, mask, batches, loss=loss, client=client)
             return sent(local, mask, weighting, sensed(local.params, max(kept)))
 
         tiers = [Tier(work, tier_mask(state, k), k, k, regrow > 0) for k in kept]
-        mean = sparse_round(state.params, cohort, tiers)
+        mean = sparse_round(state.params, cohort, tiers, known)
         return after(state, mean, server_lr, max(kept), sensing, change), mean.metrics
 
     return fad.Algorithm(init, step)
@@ -112,4 +116,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return flash(task, **config.options())
+    return config.algorithm(flash, task)

@@ -41,4 +41,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return heterofl(task, **config.options())
+    return config.algorithm(heterofl, task)

@@ -28,6 +28,7 @@ from algorithms import _sparse_masks as masks
 from algorithms._ranges import check_range
 from algorithms._server_step import Weighting, move
 from algorithms._sparse_config import BaseConfig
+from algorithms._sparse_labels import Labels
 from algorithms._sparse_round import Tier, sent, sparse_round
 from algorithms._sparse_swat import swat
 
@@ -49,6 +50,7 @@ def zerofl(
     variant: Variant = "top_k_weights",
     server_lr: float = 1.0,
     weighting: Weighting = "examples",
+    labels: bool = False,
 ) -> fad.Algorithm:
     """Build ZeroFL.
 
@@ -60,11 +62,13 @@ def zerofl(
         variant: Which weights are sent.
         server_lr: The server step eta.
         weighting: Weigh clients by their examples, or all the same.
+        labels: Whether clients leave out the labels that they do not have.
 
     Returns:
         The algorithm; its metrics are ``train_loss``, the loss with sparse weights
         before each local step, and ``covered``, the share of the weights that came.
     """
+    known = Labels(task, labels)
 
     def tier(params, density):
         sizes = masks.sizes(params)
@@ -73,8 +77,8 @@ def zerofl(
             for share in (density, density + mask_ratio)
         )
 
-        def work(params, mask, batches):
-            local = swat(params, batches, used, task.loss, client)
+        def work(params, mask, batches, loss):
+            local = swat(params, batches, used, loss, client)
             chosen = local.params if variant == "top_k_weights" else local.delta
             mask = masks.top(jnp.abs(masks.split(chosen)[0]), sizes, told)
             return sent(local, mask, weighting)
@@ -85,7 +89,7 @@ def zerofl(
     def step(state, cohort, key):
         del key
         tiers = [tier(state.params, density) for density in densities]
-        mean = sparse_round(state.params, cohort, tiers)
+        mean = sparse_round(state.params, cohort, tiers, known)
         return State(move(state.params, mean.delta, server_lr)), mean.metrics
 
     return fad.Algorithm(lambda key: State(task.init(key)), step)
@@ -106,4 +110,4 @@ class Config(BaseConfig):
 
 def build(config: Config, task: fad.data.Task) -> fad.Algorithm:
     """Build the algorithm of a config for a task."""
-    return zerofl(task, **config.options())
+    return config.algorithm(zerofl, task)

@@ -42,7 +42,7 @@ def write_page(command: str, name: str, study: Study, found: Mapping[str, Any]) 
     parts += [_notes(study, found), f"![Accuracy against FLOPs]({page}.png)"]
     parts.append(f"![Accuracy against rounds]({page}_rounds.png)")
     parts.append(f"This page was written on: {describe(machine())}.")
-    parts.append(f"Run it again: `python -m benchmarks {command} {name}`.")
+    parts.append(f"Run it again: {_again(f'{command} {name}', study, found)}.")
     (folder / f"{page}.md").write_text("\n\n".join(filter(None, parts)) + "\n")
 
 
@@ -144,6 +144,22 @@ def _mean(values: np.ndarray) -> str:
     gone = len(values) - len(there)
     text = f"{there.mean():.2f}{spread}"
     return text + (f" ({gone} diverged)" if gone else "")
+
+
+def _again(name: str, study: Study, found: Mapping[str, Any]) -> str:
+    """Return the command, or one for each part where their numbers of seeds differ."""
+    seeds: dict[str, int] = {}
+    for label, kept in found.items():
+        most = max(len(split["runs"]) for split in kept["splits"].values())
+        part = study.series[label].part
+        seeds[part] = max(seeds.get(part, 0), most)
+    alike = len(set(seeds.values())) == 1
+    lines = [
+        f"`python -m benchmarks {name} --seeds {count}"
+        + ("`" if alike else f" --part {part}`")
+        for part, count in seeds.items()
+    ]
+    return " and ".join(dict.fromkeys(lines))
 
 
 def _notes(study: Study, found: Mapping[str, Any]) -> str:

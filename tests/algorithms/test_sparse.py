@@ -10,7 +10,15 @@ import optax
 import pytest
 
 import fad
-from algorithms import _flash_stages, _sparse_masks, fedavg, feddst, flash, zerofl
+from algorithms import (
+    _flash_stages,
+    _sparse_masks,
+    fedavg,
+    feddst,
+    flash,
+    heterofl,
+    zerofl,
+)
 from tests.algorithms.test_fedprox import half
 
 D, H, C, ROWS, STEPS = 3, 4, 2, 3, 2
@@ -34,12 +42,15 @@ def loss(params, examples):
         examples["x"] @ params["in"]["kernel"] + params["in"]["bias"][None]
     )
     out = hidden @ params["out"]["kernel"] + params["out"]["bias"][None]
-    return jnp.sum((out - examples["y"]) ** 2, axis=1) / 2
+    y = examples["y"]
+    y = jax.nn.one_hot(y, C, dtype=out.dtype) if y.ndim == 1 else y
+    return jnp.sum((out - y) ** 2, axis=1) / 2
 
 
-def make_task(init=init, loss=loss):
+def make_task(init=init, loss=loss, classes=False):
     rng = np.random.default_rng(0)
-    examples = {"x": rng.normal(size=(8, D)), "y": rng.normal(size=(8, C))}
+    x, y = rng.normal(size=(8, D)), rng.normal(size=(8, C))
+    examples = {"x": x, "y": np.arange(8) % C if classes else y}
     return fad.data.Task(
         name="toy",
         train=fad.data.Federated(examples, np.array([0, 4, 8])),
@@ -50,17 +61,25 @@ def make_task(init=init, loss=loss):
     )
 
 
-def make_cohorts(rounds):
-    """The clients of each round: arrays, and what fad makes of them."""
+def make_cohorts(rounds, classes=False):
+    """The clients of each round: arrays, and what fad makes of them.
+
+    Of classes the plain arrays have NaN where no row of a client is of a class.
+    """
     rng, n = np.random.default_rng(1), len(POOL)
     x = rng.normal(size=(n, STEPS, ROWS, D)) + np.arange(n)[:, None, None, None] / 4
     y = np.sin(2 * x[..., :C] + x[..., 1:])
     real = np.arange(STEPS * ROWS).reshape(STEPS, ROWS) < np.array(POOL)[:, None, None]
-    found = []
+    found, labels = [], y
+    if classes:
+        labels = (y[..., 0] > y[..., 1]).astype(np.int32)
+        y = np.eye(C)[labels]
+        there = (y.astype(bool) & real[..., None]).any((1, 2), keepdims=True)
+        y = np.where(there, y, np.nan)
     for _ in range(rounds):
         ids = rng.permutation(n)[:4]
         batches = fad.local.Batches(
-            {"x": jnp.asarray(x[ids]), "y": jnp.asarray(y[ids])},
+            {"x": jnp.asarray(x[ids]), "y": jnp.asarray(labels[ids])},
             jnp.asarray(real[ids]),
             jnp.asarray(ids, jnp.int32),
         )
@@ -78,9 +97,11 @@ def plain(params):
 
 
 def slopes(params, x, y, real):
-    A, B, a, b = params
+    own = np.isfinite(y[0]).astype(float)  # of the classes
+    y = np.where(np.isfinite(y), y, 0)
+    A, B, a, b = params[0], params[1] * own, params[2], params[3] * own
     h = np.tanh(x @ A + a[None])
-    error = (h @ B + b[None] - y) * (real / max(real.sum(), 1))[:, None]
+    error = own * (h @ B + b[None] - y) * (real / max(real.sum(), 1))[:, None]
     back = (error @ B.T) * (1 - h**2)
     return x.T @ back, h.T @ error, back.sum(0), error.sum(0)
 
@@ -111,12 +132,17 @@ def steps(params, batches, lr, slope):
 
 
 def averaged(params, sent):
-    """The mean of the updates over those who send each weight; biases, over all."""
+    """The mean of the updates over those who send each weight; biases, over all.
+
+    Of the last layer over those who have the class.
+    """
     out = []
     for leaf in range(4):
         total, weight = params[leaf] * 0, params[leaf] * 0
-        for update, masks, rows in sent:
+        for update, masks, batches in sent:
             there = masks[leaf] if leaf < 2 else 1.0
+            there = there * np.isfinite(batches[1][0, 0]) if leaf % 2 else there
+            rows = batches[2].sum()
             total, weight = total + rows * update[leaf] * there, weight + rows * there
         mean = total / np.where(weight > 0, weight, 1.0)
         out.append(params[leaf] + SERVER * mean)
@@ -143,7 +169,7 @@ def of_zerofl(params, t, state, clients, lr):
 
         end = steps(params, batches, lr, slope)
         masks = largest(sizes_of(end), told)
-        sent.append((minus(end, params), masks, batches[2].sum()))
+        sent.append((minus(end, params), masks, batches))
     return averaged(params, sent), state
 
 
@@ -174,7 +200,7 @@ def masked_round(params, tiers, clients, lr, share):
             return only(slopes(params, *batch), masks)
 
         end = steps(start, batches, lr, slope)
-        sent.append((minus(end, start), masks, batches[2].sum()))
+        sent.append((minus(end, start), masks, batches))
     return averaged(params, sent)
 
 
@@ -235,15 +261,17 @@ CASES: dict[str, Any] = {
 
 def make(name, lr=LR, densities=DENSITIES, **options):
     build, more, _ = CASES[name]
-    more = {"server_lr": SERVER, **more, **options}
-    return build(make_task(), densities=densities, client=optax.sgd(lr), **more)
+    more = {"server_lr": SERVER, "client": optax.sgd(lr), **more, **options}
+    task = make_task(classes=options.get("labels", False))
+    return build(task, densities=densities, **more)
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_rounds_are_those_of_a_plain_loop(x64, name):
-    algorithm, plainly = make(name), CASES[name][2]
-    key, cohorts = jax.random.key(0), make_cohorts(20)
+def test_rounds_are_those_of_a_plain_loop(x64, name, labels):
+    algorithm, plainly = make(name, labels=labels), CASES[name][2]
+    key, cohorts = jax.random.key(0), make_cohorts(20, classes=labels)
     state, step = jax.jit(algorithm.init)(key), jax.jit(algorithm.step)
     params, memory = tuple(np.asarray(p) for p in plain(init(key))), None
     for t, (clients, cohort) in enumerate(cohorts):
@@ -263,7 +291,7 @@ def test_rounds_are_those_of_a_plain_loop(x64, name):
     assert metrics["covered"] == 0
     for a, b in zip(plain(same.params), plain(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = {name: v * jnp.nan for name, v in batches.examples.items()}
+    rows = {**batches.examples, "x": batches.examples["x"] * jnp.nan}
     lost, _ = step(state, fad.AtClients(batches._replace(examples=rows)), key)
     assert np.isnan(np.asarray(lost.params["in"]["kernel"])).any()
 
@@ -317,17 +345,42 @@ def test_a_density_of_one_is_fedavg(x64, name):
 
 
 @pytest.mark.once
-def test_only_the_kept_weights_travel(x64):
+@pytest.mark.parametrize("name", CASES)
+def test_a_density_of_one_with_labels_is_heterofl(x64, name):
+    """Which sends slices; what a client has no label of does not decay at it either."""
+    key, cohorts = jax.random.key(0), make_cohorts(3, classes=True)
+    client = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(LR))
+    options = {"client": client, "server_lr": 1.0, "labels": True}
+    whole = heterofl.heterofl(
+        make_task(classes=True), widths=(1.0,), weighting="examples", **options
+    )
+    algorithm = make(name, densities=(1.0,), **options)
+    first = 2 if name == "flash" else 0  # rounds of stage 1
+    state, other = algorithm.init(key), whole.init(key)
+    step, by_slices = jax.jit(algorithm.step), jax.jit(whole.step)
+    for _, cohort in cohorts[:first]:
+        state, _ = step(state, cohort, key)
+    for _, cohort in cohorts:
+        state, _ = step(state, cohort, key)
+        other, _ = by_slices(other, cohort, key)
+    for a, b in zip(plain(state.params), plain(other.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("labels", [False, True])
+def test_only_the_kept_weights_travel(x64, labels):
     """Of 20 weights of 8 bytes, with 6 biases, the loss and the client's weight."""
-    ((_, cohort),), key = make_cohorts(1), jax.random.key(0)
+    ((_, cohort),), key = make_cohorts(1, classes=labels), jax.random.key(0)
     up = 8 * 6 + 8 + 4  # biases, loss, and the weight in float32
+    up += 8 * C * labels  # and the weight by label
     # ZeroFL sends 0.6 of 12 and of 8. With places; without, but with counts of layers.
     ups = {"zerofl": 13 * (8 + 4), "feddst": 10 * (8 + 4), "flash": 10 * 8 + 2 * 4}
     # All; kept ones, 20 bits and how many to replace; or those, a key and the stage.
     downs = {"zerofl": 20 * 8, "feddst": 10 * 8 + 3 + 4, "flash": 10 * 8 + 3 + 8 + 1}
     for name in CASES:
         options = {"regrow": 0} if name == "flash" else {}
-        algorithm = make(name, densities=(0.5,), **options)
+        algorithm = make(name, densities=(0.5,), labels=labels, **options)
         args = algorithm.init(key), cohort, key
         cost = fad.plan(algorithm.step)(*args).cost()
         assert cost.bytes_up == up + ups[name]

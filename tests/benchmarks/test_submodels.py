@@ -49,8 +49,12 @@ def test_the_whole_protocol_loads(name):
         experiment = load(path, ALGORITHMS, overrides=run.get("set", {}))
         assert (experiment.batch_size, experiment.epochs) == (10, 1)
         assert (experiment.cohort, experiment.data.clients) == (10, 100)
-        assert experiment.algorithm.client_lr == 2e-4
-        assert experiment.algorithm.client_momentum == 0.9
+        own = experiment.algorithm
+        assert (own.client_lr, own.client_momentum) == (2e-4, 0.9)
+        assert (own.client_weight_decay, own.client_clip) == (1e-3, 1.0)
+        assert (own.client_lr_falls, own.client_lr_fall) == ((800, 1200), 0.25)
+        public = run["label"] in KINDS["public data"]
+        assert public or own.labels
 
 
 def test_every_kept_curve_has_its_steps():
@@ -107,6 +111,7 @@ def test_a_page_of_what_is_kept(tmp_path, monkeypatch):
     took = "All 8 runs took 4 minutes, one at a time beside other work, the longest 30"
     assert took in text
     assert "Not run: FedDF, DS-FL, Fed-ET, Federated Dropout, ZeroFL, FedDST" in text
+    assert "Run it again: `python -m benchmarks submodels x --seeds 2`." in text
     assert (folder / "fedsep_x.png").exists()
     assert (folder / "fedsep_x_rounds.png").exists()
 
@@ -118,6 +123,16 @@ def test_what_does_not_hold_is_said():
     assert text.startswith("FedSep is **not** above HeteroFL and FedRolex in high het")
     assert "it is -10.00 ± 0.00 ahead of HeteroFL, 0.00 ± 0.00 ahead of F" in text
     assert page.verdict(study_of(*found), {"FedSep": found["FedSep"]}, LOW) == ""
+
+
+def test_the_commands_where_seeds_differ():
+    found = {"FedSep": kept(0.5, 0.6), "DS-FL": kept(0.4)}
+    series = {"FedSep": Series({}, 20), "DS-FL": Series({}, 20, part="others")}
+    study = Study("t", "cifar10_heterofl.toml", {HIGH: {}}, series, ())
+    assert page._again("submodels x", study, found) == (
+        "`python -m benchmarks submodels x --seeds 2 --part paper` and "
+        "`python -m benchmarks submodels x --seeds 1 --part others`"
+    )
 
 
 def test_a_run_that_diverged():
