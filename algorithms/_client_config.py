@@ -20,9 +20,9 @@ class ClientConfig:
 
         g <- g min(1, clip / |g|),  |g| over all leaves        unless client_clip is 0
         v <- momentum v + g + weight_decay z
-        z <- z - lr factor v
+        z <- z - lr v
 
-    where lr is multiplied by ``client_lr_fall`` after each number of rounds of
+    and lr is multiplied by ``client_lr_fall`` after each number of rounds of
     ``client_lr_falls``: with 800, round 801 is the first with the lower rate.
     """
 

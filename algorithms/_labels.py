@@ -1,7 +1,7 @@
 """Clients that leave out the labels they do not have, of the last layer.
 
-Its columns of these are zero, and so are their logits, and their gradients, while a
-client trains. With slices a client is sent the columns of its own labels alone, by keys
+A client's loss sees zeros in the columns of these, so that their logits and gradients
+are zero too. With slices a client is sent the columns of its own labels alone, by keys
 that are -1 for the others.
 """
 
@@ -32,14 +32,16 @@ def last_layer(units: submodels.Units, params: Any, y: Any) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     biases = [path for path, leaf in leaves if leaf.ndim == 1 and leaf.size > 1]
     free = [path for path in biases if jax.tree_util.keystr(path) not in held]
-    if len(free) != 1 or len(free[0]) != 2:
+    parts = [getattr(part, "key", None) for part in free[0]] if len(free) == 1 else []
+    if len(parts) != 2 or parts[0] is None or parts[1] != "bias":
         names = ", ".join(map(jax.tree_util.keystr, free)) or "none"
         raise fad.FadError(
-            "labels: expected one bias without hidden units, that of the last layer; "
-            f"found {names}. Set labels = false for this model."
+            "labels: expected one bias without hidden units, that of the last layer, "
+            f'as params[layer]["bias"]; found {names}. Set labels = false for this '
+            "model."
         )
-    head, bias = (part.key for part in free[0])
-    classes = params[head][bias].size
+    head = parts[0]
+    classes = params[head]["bias"].size
     if y.ndim != 1 or y.dtype.kind not in "iu" or not (y < classes).all():
         raise fad.FadError(
             f"labels: expected one of {classes} classes for each example; got y of "
@@ -72,15 +74,16 @@ def known_labels(
     """Return a loss that sees zeros in the last layer for labels not in ``own``."""
 
     def of_known(params: Any, *examples: Any) -> jax.Array:
-        return loss(scaled_labels(params, own, head), *examples)
+        return loss(only_labels(params, own, head), *examples)
 
     return of_known
 
 
-def scaled_labels(params: Any, by: jax.Array, head: str) -> Any:
-    """Return the params with the last layer's columns times numbers ``[classes]``."""
+def only_labels(params: Any, own: jax.Array, head: str) -> Any:
+    """Return the params with zeros in the last layer for labels not in ``own``."""
 
-    def scaled(leaf: jax.Array) -> jax.Array:
-        return leaf * by.astype(leaf.dtype).reshape(*[1] * (leaf.ndim - 1), -1)
+    def known(leaf: jax.Array) -> jax.Array:
+        there = own.reshape(*[1] * (leaf.ndim - 1), -1)
+        return jnp.where(there, leaf, jnp.zeros_like(leaf))
 
-    return {**params, head: jax.tree.map(scaled, params[head])}
+    return {**params, head: jax.tree.map(known, params[head])}

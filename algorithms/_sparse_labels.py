@@ -1,10 +1,11 @@
 """Labels that clients do not have, where they hold some of the weights.
 
-The last layer's columns of these are zero in a client's losses, and it does not count
-in their means. A client that lists the places of what it sends leaves them out. Of the
-others the server knows no labels, but a sum alone: with ``p_c`` the share of the weight
-of all clients that have label c, a mean over all, to which those without c add zeros,
-becomes by ``1 / p_c`` the mean over those with c.
+A client's loss sees zeros in the last layer's columns of these, and it does not count
+in their means. A client that lists the places of what it sends leaves them out; masks
+are chosen over all columns, so that fewer places are used then. Of the others the
+server knows no labels, but a sum alone: with ``p_c`` the share of the weight of all
+clients that have label c, a mean over all, to which those without c add zeros, becomes
+by ``1 / p_c`` the mean over those with c.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import fad
-from algorithms._labels import known_labels, own_labels, scaled_labels
+from algorithms._labels import known_labels, only_labels, own_labels
 from algorithms._sparse_masks import split
 from algorithms._submodel_round import head_of
 
@@ -29,12 +30,15 @@ class Labels:
         self.loss, self.head = task.loss, head_of(task) if labels else ""
 
     def at_client(self, params: Any, batches: fad.local.Batches) -> tuple[Loss, Any]:
-        """Return a client's loss, and ones for its labels, ``[classes]`` or ``()``."""
+        """Return a client's loss, and which labels it has, ``[classes]`` or ``()``.
+
+        Those are ones, in float32 at least, for the mean over clients.
+        """
         if not self.head:
             return self.loss, ()
         bias = params[self.head]["bias"]
         own = own_labels(batches, bias.size)
-        wide = jnp.promote_types(bias.dtype, jnp.float32)
+        wide = jnp.float64 if bias.dtype == jnp.float64 else jnp.float32
         return known_labels(self.loss, own, self.head), own.astype(wide)
 
     def only(self, delta: Any, mask: jax.Array, own: Any) -> tuple[Any, jax.Array]:
@@ -42,7 +46,7 @@ class Labels:
         if not self.head:
             return delta, mask
         kernels, _ = self._spread(delta, own)
-        return scaled_labels(delta, own, self.head), mask & (kernels > 0)
+        return only_labels(delta, own > 0, self.head), mask & (kernels > 0)
 
     def averaged(self, params: Any, found: fad.Coverage, *, listed: bool) -> Any:
         """Return the means of a tier by label, without the share of each label.
@@ -59,8 +63,9 @@ class Labels:
 
     def _spread(self, params: Any, by: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Return numbers of labels where the params have them, elsewhere ones."""
-        ones = jax.tree.map(lambda x: jnp.ones(x.shape, by.dtype), params)
-        return split(scaled_labels(ones, by, self.head))
+        spread = jax.tree.map(lambda x: jnp.ones(x.shape, by.dtype), params)
+        last = jax.tree.map(lambda x: jnp.broadcast_to(by, x.shape), params[self.head])
+        return split({**spread, self.head: last})
 
 
 def _over(mean: jax.Array, share: jax.Array) -> jax.Array:

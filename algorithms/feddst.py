@@ -13,7 +13,8 @@ the mask of each layer's ``k`` largest weights. In round t
 
 With eta = 1 and one density it is the paper's mean over holders. What nobody holds
 stays until it is pruned. The paper readjusts later in a round; here a client of few
-batches too trains what it grows. A density of 1 is FedAvg.
+batches too trains what it grows. A density of 1 is FedAvg; with ``labels``, it is
+HeteroFL of width 1.
 """
 
 from collections.abc import Sequence

@@ -20,7 +20,7 @@ largest weights,
 A layer that needs more of its weights so gets more, the same for all clients. In stage
 1 clients make x of the seed, nothing is learned and only s_i counts; the plan counts
 both stages alike. Growth is ``_sparse_regrow.py``'s. Without regrowth the server knows
-all masks. A density of 1 is FedAvg, after stage 1.
+all masks. A density of 1 is FedAvg after stage 1; with ``labels``, HeteroFL of width 1.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ layer's ``k`` largest weights, ``r`` a tier's density and ``m`` the mask ratio,
 The gradient is by all weights, at the sparse ones, which are chosen anew in each step;
 the derivative of a round holds the choice. The paper's activations are sparse too, in
 the backward pass; here they are dense. Clients are sent the whole model: after a round
-it is dense again. A density of 1 is FedAvg.
+it is dense again. A density of 1 is FedAvg; with ``labels``, HeteroFL of width 1.
 """
 
 from collections.abc import Sequence

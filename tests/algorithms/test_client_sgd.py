@@ -284,6 +284,8 @@ def test_clipping_of_mixed_dtypes_and_at_zero(x64):
     assert_same(at_zero, jnp.eye(2))
     spoiled = shrink({**gradient, "b": jnp.array(jnp.nan)})
     assert np.isnan(spoiled["b"])
+    many = shrink({"a": jnp.full(2000, 2.0, jnp.bfloat16)})["a"]  # |.| of 89.4
+    np.testing.assert_allclose(many.astype(float), 2.5 / np.sqrt(2000), rtol=1e-2)
 
 
 def test_what_a_builder_tells_comes_once():
@@ -300,6 +302,9 @@ def test_what_a_builder_tells_comes_once():
             return algorithm.step(state, cohort, key, *memories(algorithm, state))
 
         jax.eval_shape(rounds, key)
+    assert algorithm.check is not None
+    with pytest.warns(UserWarning, match="held by no client"):
+        algorithm.check({"uncovered": 1.0, "uncovered/Dense_0/kernel": 1.0})
 
 
 def test_the_rate_is_sent_and_reveals_nothing():

@@ -1,6 +1,7 @@
 """ZeroFL, FedDST and FLASH against plain loops with gradients by hand."""
 
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ D, H, C, ROWS, STEPS = 3, 4, 2, 3, 2
 SIZES = (D * H, H * C)  # of the layers; 20 weights
 POOL = (5, 2, 4, 0, 6, 1)  # rows of the clients, four of which take part in a round
 DENSITIES = (0.75, 0.4)  # of the places 0, 1 and 2, 3
+WITH_LABELS = (1.0, 0.4)  # a tier that sends all, without places
 LR, SERVER = 0.3, 0.8
 
 
@@ -206,12 +208,12 @@ def masked_round(params, tiers, clients, lr, share):
 
 def of_feddst(params, t, state, clients, lr):
     if t == 0:
-        params = only(params, largest(sizes_of(params), uniform(0.75)))
+        params = only(params, largest(sizes_of(params), uniform(DENSITIES[0])))
     due = (t + 1) % 3 == 0 and t + 1 <= 10
     share = 0.3 * (1 + np.cos(np.pi * (t + 1) / 10)) if due else 0
     tiers = [largest(sizes_of(params), uniform(d)) for d in DENSITIES]
     params = masked_round(params, tiers, clients, lr, share)
-    masks = largest(sizes_of(params), uniform(0.75))
+    masks = largest(sizes_of(params), uniform(DENSITIES[0]))
     return only(params, masks), state
 
 
@@ -223,24 +225,28 @@ def shared(parts, total):
 
 
 def of_flash(params, t, state, clients, lr):
-    """Two rounds of stage 1, then masks that change in every third."""
+    """Two rounds of stage 1, then masks that change in every third, but for labels."""
     found, masks = state or (np.zeros(2), ())
+    totals = [int(np.ceil(round(sum(SIZES) * d, 6))) for d in DENSITIES]
     if t < 2:
         sums = np.zeros(2)
         for batches in zip(*clients, strict=True):
             end = steps(params, batches, lr, slopes)
             flat = np.concatenate([s.reshape(-1) for s in sizes_of(end)])
-            (top,) = largest([flat], [15])
+            (top,) = largest([flat], totals[:1])
             counts = np.array([int(top[: SIZES[0]].sum()), int(top[SIZES[0] :].sum())])
             sums += counts * batches[2].sum()
         found = found + sums / clients[2].sum() / 2
         if t == 1:
-            masks = largest(sizes_of(params), shared(found, 15))
+            masks = largest(sizes_of(params), shared(found, totals[0]))
             params = only(params, masks)
         return params, (found, masks)
-    held, change = [int(m.sum()) for m in masks], (t - 1) % 3 == 0
+    held, change = (
+        [int(m.sum()) for m in masks],
+        (t - 1) % 3 == 0 and DENSITIES != WITH_LABELS,
+    )
     size = [np.where(m, s, -1.0) for m, s in zip(masks, sizes_of(params), strict=True)]
-    tiers = [largest(size, shared(held, total)) for total in (15, 8)]
+    tiers = [largest(size, shared(held, total)) for total in totals]
     share = 0.4 if change else 0
     params = masked_round(params, tiers, clients, lr, share)
     if change:
@@ -269,8 +275,13 @@ def make(name, lr=LR, densities=DENSITIES, **options):
 @pytest.mark.once
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_rounds_are_those_of_a_plain_loop(x64, name, labels):
-    algorithm, plainly = make(name, labels=labels), CASES[name][2]
+def test_rounds_are_those_of_a_plain_loop(x64, name, labels, monkeypatch):
+    """With labels in a tier of density 1 too, and FLASH then without regrowth."""
+    options: dict[str, Any] = {"labels": labels}
+    if labels:
+        monkeypatch.setattr(sys.modules[__name__], "DENSITIES", WITH_LABELS)
+        options |= {"regrow": 0} if name == "flash" else {}
+    algorithm, plainly = make(name, densities=DENSITIES, **options), CASES[name][2]
     key, cohorts = jax.random.key(0), make_cohorts(20, classes=labels)
     state, step = jax.jit(algorithm.init)(key), jax.jit(algorithm.step)
     params, memory = tuple(np.asarray(p) for p in plain(init(key))), None
@@ -282,9 +293,9 @@ def test_rounds_are_those_of_a_plain_loop(x64, name, labels):
         assert np.isfinite(metrics["train_loss"])
         kept = [int((np.asarray(p) != 0).sum()) for p in plain(state.params)[:2]]
         if name == "feddst":
-            assert kept == uniform(0.75) == [9, 6]
+            assert kept == uniform(DENSITIES[0]) == ([12, 8] if labels else [9, 6])
         if name == "flash" and t >= 1:
-            assert sum(kept) <= int(state.mask.sum()) == 15
+            assert sum(kept) <= int(state.mask.sum()) == (20 if labels else 15)
     batches = cohorts[0][1].unsafe_gather()
     nobody = batches._replace(mask=jnp.zeros_like(batches.mask))
     same, metrics = step(state, fad.AtClients(nobody), key)
@@ -368,6 +379,18 @@ def test_a_density_of_one_with_labels_is_heterofl(x64, name):
 
 
 @pytest.mark.once
+def test_nan_stays_off_the_labels_that_its_client_lacks():
+    (_, cohort), key = make_cohorts(6, classes=True)[2], jax.random.key(0)
+    algorithm = make("zerofl", densities=(1.0,), labels=True)
+    state, batches = algorithm.init(key), cohort.unsafe_gather()
+    x = batches.examples["x"].at[1].set(jnp.nan)  # it has examples of label 1 alone
+    batches = batches._replace(examples={**batches.examples, "x": x})
+    params = jax.jit(algorithm.step)(state, fad.AtClients(batches), key)[0].params
+    lost = np.isnan(params["out"]["kernel"]).any(0), np.isnan(params["out"]["bias"])
+    np.testing.assert_array_equal(lost, [[False, True]] * 2)
+
+
+@pytest.mark.once
 @pytest.mark.parametrize("labels", [False, True])
 def test_only_the_kept_weights_travel(x64, labels):
     """Of 20 weights of 8 bytes, with 6 biases, the loss and the client's weight."""
@@ -432,17 +455,20 @@ def test_flash_whose_first_clients_are_all_empty(x64):
     assert found[1] == shared(state.layers, 15)
 
 
+@pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_params_in_bfloat16_keep_their_dtype(name):
-    algorithm, key = make(name), jax.random.key(0)
-    ((_, cohort),) = make_cohorts(1)
+def test_params_in_bfloat16_keep_their_dtype(name, labels):
+    algorithm, key = make(name, labels=labels), jax.random.key(0)
+    ((_, cohort),) = make_cohorts(1, classes=labels)
 
     def rounds(key):
         state = algorithm.init(key)
         before = state._replace(params=half(state.params))
         return before, algorithm.step(before, half(cohort), key)[0]
 
-    before, after = jax.tree.map(lambda x: x.dtype, jax.eval_shape(rounds, key))
+    strict = "standard" if name == "flash" else "strict"  # its init is in float32
+    with jax.numpy_dtype_promotion(strict):
+        before, after = jax.tree.map(lambda x: x.dtype, jax.eval_shape(rounds, key))
     assert after == before
     assert jnp.bfloat16 in jax.tree.leaves(before.params)
 

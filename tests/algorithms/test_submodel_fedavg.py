@@ -1,5 +1,7 @@
 """HeteroFL, FedRolex and Federated Dropout against full arrays times masks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -293,6 +295,16 @@ def test_labels_are_one_class_for_each_example(y):
     model = jax.eval_shape(task.init, jax.random.key(0))
     with pytest.raises(fad.FadError, match="labels: expected one of 4 classes for eac"):
         last_layer(units_of(task), model, y)
+
+
+@pytest.mark.parametrize("names", [("last", "b"), (0, "bias"), ("last", 0)])
+def test_the_last_layer_is_a_dict_with_a_bias(names):
+    model: Any = jnp.ones(C)
+    for name in reversed(names):
+        model = {name: model} if isinstance(name, str) else [model]
+    none = fad.submodels.Units((), {})
+    with pytest.raises(fad.FadError, match=r'as params\[layer\]\["bias"\]; found'):
+        last_layer(none, model, np.arange(C))
 
 
 def test_a_layer_of_one_unit_is_not_the_last_one():
